@@ -1,0 +1,84 @@
+# Every target makes or reuses .venv by itself. Steps leave a stamp file, so a second call is quick and an interrupted
+# one resumes. Needed beforehand: Python 3.11, make, git and a C compiler.
+
+PYTHON ?= python3.11
+VLLM := 0.32.0
+NEXT_VLLM := 0.33.0
+TORCH := 2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+OVERLAY := .overlays/vllm-$(NEXT_VLLM)
+REPORTS := .kvconform/reports
+REFERENCE := kvconform.reference.file_store:FileStoreConnector
+
+# More options for pytest, e.g. make test PYTEST_ARGS="-n 2 -k layout"
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Compiling all of torch and vLLM takes longer than the tests; what is imported gets compiled then.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+PINNED := $(INSTALL) --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test releases lint format out-of-tree wheel install clean
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMPS)/kvconform $(STAMPS)/vllm ## Install everything and run the suites on the reference connector
+	@mkdir -p $(REPORTS)
+	$(BIN)/pytest --kvconform=$(REFERENCE) --junitxml=$(REPORTS)/demo.xml $(PYTEST_ARGS)
+	@echo "The report for each rule is above; the same results as JUnit XML: $(abspath $(REPORTS)/demo.xml)"
+
+test: $(STAMPS)/kvconform $(STAMPS)/vllm ## Install everything, the real vLLM too, and run all tests of the project
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+releases: $(STAMPS)/kvconform $(STAMPS)/vllm $(OVERLAY)/.installed ## Run the suites on the reference connector with the next vLLM release
+	PYTHONPATH=$(OVERLAY) $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
+
+lint: $(STAMPS)/kvconform ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMPS)/kvconform ## Let ruff put the source into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+out-of-tree: $(STAMPS)/kvconform $(STAMPS)/vllm ## Try the built wheel from a vendor's package in a clean environment
+	$(BIN)/python .ci/out_of_tree.py
+
+wheel: $(STAMPS)/kvconform ## Build the distribution into dist/
+	$(BIN)/python -m build --outdir dist
+
+install: $(STAMPS)/kvconform $(STAMPS)/vllm ## Only make .venv
+
+clean: ## Remove everything that was made
+	rm -rf .venv .overlays .kvconform build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+# vLLM's source distribution, built for no device at all: its scheduler, KV cache manager and connectors are Python.
+$(STAMPS)/vllm: $(STAMPS)/venv constraints.txt
+	@echo "Installing torch $(TORCH) and vLLM $(VLLM) into $(VENV): about two minutes."
+	$(PINNED) torch==$(TORCH) setuptools "setuptools-scm>=8" "setuptools-rust>=1.9" wheel jinja2 packaging cmake ninja
+	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(VLLM) \
+	  $(PINNED) --no-build-isolation --no-binary vllm vllm==$(VLLM)
+	@touch $@
+
+$(STAMPS)/kvconform: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(PINNED) --editable ".[dev]"
+	@touch $@
+
+# Another release over the dependencies of the first one; PYTHONPATH puts it in front.
+.overlays/vllm-%/.installed: $(STAMPS)/vllm
+	@echo "Installing vLLM $* into $(@D)."
+	rm -rf $(@D)
+	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$* \
+	  $(INSTALL) --no-build-isolation --no-deps --no-binary vllm --target $(@D) vllm==$*
+	@touch $@

@@ -1,0 +1,11 @@
+"""The way to vLLM: which vLLM a run uses, and on which platform.
+
+Importing this package is cheap. Nothing here imports torch or vllm until :func:`prepare` is called.
+"""
+
+from __future__ import annotations
+
+from kvconform.api.platform_plugin import request_platform
+from kvconform.api.runtime import VllmRuntime, prepare, vllm_version
+
+__all__ = ["VllmRuntime", "prepare", "request_platform", "vllm_version"]

@@ -1,0 +1,40 @@
+"""Checks over a recorded history; one module per part of the contract, none knows an engine's insides."""
+
+from __future__ import annotations
+
+from kvconform.checks import crossing, live, match, transfer
+from kvconform.checks.model import Check, Examination, Finding
+from kvconform.engine.history import History
+
+ALL_CHECKS: tuple[Check, ...] = (*match.CHECKS, *transfer.CHECKS, *crossing.CHECKS, *live.CHECKS)
+CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
+
+
+# An answer that breaks one of these leaves the scheduler in a state in which nothing later proves anything: negative
+# computed tokens, an assertion half-way through schedule(), and so on (contract section 3; Scheduler.schedule, 0.32.0).
+_UNDERMINING = frozenset(check.rule for check in match.CHECKS)
+
+
+def examine(history: History) -> Examination:
+    """Run every check over ``history``."""
+    findings = [finding for check in ALL_CHECKS for finding in check.find(history)]
+    witnesses = {check.rule: check.witness(history) for check in ALL_CHECKS}
+    return Examination(history, tuple(_sound(history, findings)), witnesses)
+
+
+def _sound(history: History, findings: list[Finding]) -> list[Finding]:
+    """Findings without those that only follow from an answer that undermined the engine."""
+    order = {id(event): index for index, event in enumerate(history.events)}
+    undermined: dict[int, int] = {}
+    for finding in findings:
+        if finding.rule in _UNDERMINING:
+            at = order[id(finding.at)]
+            undermined[finding.at.engine] = min(at, undermined.get(finding.at.engine, at))
+    return [
+        finding
+        for finding in findings
+        if finding.rule in _UNDERMINING or order[id(finding.at)] < undermined.get(finding.at.engine, len(order))
+    ]
+
+
+__all__ = ["ALL_CHECKS", "CHECKS_BY_RULE", "Check", "Examination", "Finding", "examine"]

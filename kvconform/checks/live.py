@@ -1,0 +1,74 @@
+"""LIVE: the engine stays alive, becomes idle, and holds nothing when it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from kvconform.checks import crossing, match, transfer
+from kvconform.checks.model import Check, Finding
+from kvconform.engine.history import Audited, EngineRaised, History, HookCall, Leaked, NeverIdle, Tokens
+
+# Rules whose violation makes vLLM raise: such an exception is theirs, not a second defect.
+_EXPLAINING = (*match.CHECKS, *transfer.CHECKS, *crossing.CHECKS)
+
+
+def _explained(history: History, raised: EngineRaised) -> bool:
+    return any(
+        (finding.at.engine, finding.at.step) == (raised.engine, raised.step)
+        for check in _EXPLAINING
+        for finding in check.find(history)
+    )
+
+
+def _raised(history: History) -> Iterator[Finding]:
+    for event in history.of(EngineRaised):
+        if event.step == 0 or _explained(history, event):
+            continue
+        if event.cause_hook is not None:
+            observed = f"{event.cause_hook} raised {event.error} ({event.where})"
+        else:
+            observed = f"vLLM raised {event.error} during {event.during} ({event.where})"
+        yield Finding(
+            "LIVE-01", "no exception: the engine core guards no connector call", observed, event, symptom=True
+        )
+
+
+def _stuck(history: History) -> Iterator[Finding]:
+    for event in history.of(NeverIdle):
+        waiting = (
+            f"these requests never ended: {', '.join(event.unfinished)}"
+            if event.unfinished
+            else "has_requests() stays True"
+        )
+        yield Finding(
+            "LIVE-02",
+            f"an idle engine within {event.limit} steps",
+            waiting,
+            event,
+            requests=event.unfinished,
+            symptom=True,
+        )
+
+
+def _leaked(history: History) -> Iterator[Finding]:
+    for event in history.of(Leaked):
+        yield Finding("LIVE-03", "nothing is held once every request has ended", f"{event.what}: {event.detail}", event)
+
+
+def _calls(history: History) -> Mapping[str, int]:
+    return {"hook calls": sum(1 for _ in history.of(HookCall))}
+
+
+def _ended(history: History) -> Mapping[str, int]:
+    return {"requests ended": sum(event.finish_reason is not None for event in history.of(Tokens))}
+
+
+def _audits(history: History) -> Mapping[str, int]:
+    return {"audits of an idle engine": sum(1 for _ in history.of(Audited))}
+
+
+CHECKS = (
+    Check("LIVE-01", _raised, _calls, "no hook was called"),
+    Check("LIVE-02", _stuck, _ended, "no request ended"),
+    Check("LIVE-03", _leaked, _audits, "no engine became idle"),
+)

@@ -1,0 +1,52 @@
+"""What a check is: a function from a history to findings, and what has to have happened for silence to mean a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kvconform.engine.history import Event, History
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule was broken. Texts are for a reader who has never seen the kit.
+
+    ``requests`` are the ids whose trace explains the finding. ``symptom`` findings only show that bytes or behaviour
+    are wrong; a suite may re-bind them to the rule whose situation provoked them (see kvconform.scenario.judge).
+    """
+
+    rule: str
+    expected: str
+    observed: str
+    at: Event
+    details: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
+    symptom: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule's check.
+
+    ``witness`` counts what was seen that the rule is about; ``missing`` says what was lacking when it is empty.
+    """
+
+    rule: str
+    find: Callable[[History], Iterator[Finding]]
+    witness: Callable[[History], Mapping[str, int]]
+    missing: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A history and what all checks say of it."""
+
+    history: History
+    findings: tuple[Finding, ...] = ()
+    witnesses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        """Whether no rule was found broken."""
+        return not self.findings

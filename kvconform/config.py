@@ -1,0 +1,291 @@
+"""One frozen run configuration from the command line, a TOML file, ``pyproject.toml``, a preset and defaults.
+
+For every key the strongest source that names it wins, and its value is taken whole (tables are not merged):
+command line, then ``--kvconform-config=FILE``, then ``[tool.kvconform]``, then the preset of the target, then the
+default. Imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from kvconform.errors import UsageError
+from kvconform.presets import find_preset
+from kvconform.rules.model import CAPABILITIES as RULE_CAPABILITIES
+from kvconform.target import Target
+
+Role = Literal["kv_both", "kv_producer", "kv_consumer"]
+Engine = Literal["auto", "vllm"]
+Device = Literal["auto", "cpu", "cuda"]
+Budget = Literal["quick", "full"]
+
+ROLES: tuple[str, ...] = get_args(Role)
+ENGINES: tuple[str, ...] = get_args(Engine)
+DEVICES: tuple[str, ...] = get_args(Device)
+BUDGETS: tuple[str, ...] = get_args(Budget)
+
+#: What a connector can declare. The last two say that it does not transfer true bytes, by design.
+CAPABILITIES: tuple[str, ...] = (*RULE_CAPABILITIES, "dummy-fill", "lossy")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. Field names are the keys of the TOML forms."""
+
+    #: SPECs of the connectors to test, see :mod:`kvconform.target`.
+    connector: tuple[str, ...] = ()
+    #: ``kv_role`` of vLLM's KVTransferConfig.
+    kv_role: Role = "kv_both"
+    #: ``kv_connector_extra_config`` of vLLM's KVTransferConfig; strings may hold placeholders, see :func:`expand`.
+    kv_connector_extra_config: Mapping[str, Any] = field(default_factory=dict)
+    #: Environment variables, set before vLLM is imported and unset after the run. Taken literally.
+    env: Mapping[str, str] = field(default_factory=dict)
+    #: What the vendor claims, out of :data:`CAPABILITIES`.
+    capabilities: tuple[str, ...] = ()
+    engine: Engine = "auto"
+    device: Device = "auto"
+    #: "quick" for every commit, "full" for a release.
+    budget: Budget = "quick"
+    seed: int = 0
+    #: Target id of the preset that filled in keys; None when none did.
+    preset: str | None = None
+    #: Keys that the user gave, by any of the three ways.
+    explicit: frozenset[str] = frozenset()
+    #: Folder that file paths among ``connector`` are relative to; None for the folder where pytest was started.
+    connector_directory: Path | None = None
+
+    def for_target(self, target: Target) -> RunConfig:
+        """This configuration with the preset of ``target`` under what the user gave."""
+        settings = find_preset(target)
+        unset = {key: value for key, value in settings.items() if key not in self.explicit}
+        if not unset:
+            return self
+        return replace(self, **_Reader(f"the preset for {target.id}").values(unset), preset=target.id)
+
+    @property
+    def resolved_engine(self) -> str:
+        """The engine with "auto" decided."""
+        return "vllm" if self.engine == "auto" else self.engine
+
+    @property
+    def resolved_device(self) -> Literal["cpu", "cuda"]:
+        """The device with "auto" decided: CUDA where there is an NVIDIA GPU and a torch that was built for it."""
+        return _detect_device() if self.device == "auto" else self.device
+
+
+#: Keys of the TOML forms.
+KEYS: tuple[str, ...] = tuple(
+    f.name for f in fields(RunConfig) if f.name not in ("preset", "explicit", "connector_directory")
+)
+
+
+def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproject: Path | None) -> RunConfig:
+    """Merge the three ways in which a user can say something.
+
+    Args:
+        options: keys and values of the command line; None and empty values count as not given.
+        config_file: ``--kvconform-config``.
+        pyproject: the ``pyproject.toml`` of the project under test; it need not exist, nor have ``[tool.kvconform]``.
+
+    Raises:
+        UsageError: unreadable file, unknown key, wrong type or value, unknown placeholder.
+    """
+    sources: list[tuple[Path | None, dict[str, Any]]] = []
+    if pyproject is not None and pyproject.is_file():
+        table = _load_toml(pyproject, "").get("tool", {}).get("kvconform", {})
+        sources.append((pyproject.parent, _Reader(f"[tool.kvconform] of {pyproject}").values(table)))
+    if config_file is not None:
+        table = _load_toml(config_file, "--kvconform-config=")
+        sources.append((config_file.parent, _Reader(str(config_file)).values(table)))
+    given = {key: value for key, value in options.items() if value not in (None, [], ())}
+    sources.append((None, _Reader("the command line").values(given)))
+
+    merged = {key: value for _, values in sources for key, value in values.items()}
+    directory = next((folder for folder, values in reversed(sources) if "connector" in values), None)
+    return RunConfig(**merged, explicit=frozenset(merged), connector_directory=directory)
+
+
+def _load_toml(path: Path, option: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{option}{path}: there is no such file; give the path of a TOML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option}{path}: cannot be read: {error}; give the path of a TOML file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{option}{path} is not valid TOML: {error}.") from error
+
+
+class _Reader:
+    """Checks values of one source; every message begins with where the value stands."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._checks: dict[str, Callable[[str, Any], Any]] = {
+            "connector": self._connectors,
+            "kv_role": lambda key, value: self._choice(key, value, ROLES),
+            "kv_connector_extra_config": self._extra_config,
+            "env": self._env,
+            "capabilities": self._capabilities,
+            "engine": lambda key, value: self._choice(key, value, ENGINES),
+            "device": lambda key, value: self._choice(key, value, DEVICES),
+            "budget": lambda key, value: self._choice(key, value, BUDGETS),
+            "seed": self._seed,
+        }
+
+    def values(self, table: Any) -> dict[str, Any]:
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{self._source}: expected a table with the keys {', '.join(KEYS)}.")
+        result = {}
+        for key, value in table.items():
+            if key not in self._checks:
+                hint = _hint(key, KEYS)
+                raise UsageError(f"{self._source}: unknown key '{key}'; {hint}the keys are {', '.join(KEYS)}.")
+            result[key] = self._checks[key](key, value)
+        return result
+
+    def _wrong(self, key: str, value: Any, expected: str) -> UsageError:
+        return UsageError(f"{self._source}: {key} = {value!r}, but expected is {expected}.")
+
+    def _choice(self, key: str, value: Any, choices: tuple[str, ...]) -> str:
+        if value not in choices:
+            raise self._wrong(key, value, f"one of {', '.join(choices)}")
+        return str(value)
+
+    def _strings(self, key: str, value: Any, what: str) -> tuple[str, ...]:
+        entries = [value] if isinstance(value, str) else value
+        if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
+            raise self._wrong(key, value, what)
+        return tuple(dict.fromkeys(entries))
+
+    def _connectors(self, key: str, value: Any) -> tuple[str, ...]:
+        specs = self._strings(key, value, 'a string such as "my.module:MyConnector", or a list of them')
+        if not all(specs):
+            raise self._wrong(key, value, 'a string such as "my.module:MyConnector", or a list of them')
+        return specs
+
+    def _capabilities(self, key: str, value: Any) -> tuple[str, ...]:
+        names = self._strings(key, value, 'a list of names such as ["sync-load"]')
+        for name in names:
+            if name not in CAPABILITIES:
+                hint = _hint(name, CAPABILITIES)
+                raise UsageError(
+                    f"{self._source}: unknown capability '{name}'; {hint}the capabilities are "
+                    f"{', '.join(CAPABILITIES)}."
+                )
+        return names
+
+    def _seed(self, key: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._wrong(key, value, "a whole number that is not negative")
+        return value
+
+    def _extra_config(self, key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._wrong(key, value, "a table, as vLLM's --kv-transfer-config takes it")
+        for place, text in _strings_in(value, key):
+            _check_placeholders(f"{self._source}: {place}", text)
+        return dict(value)
+
+    def _env(self, key: str, value: Any) -> dict[str, str]:
+        if not isinstance(value, Mapping):
+            raise self._wrong(key, value, "a table of environment variables")
+        for name, text in value.items():
+            if not isinstance(text, str):
+                raise self._wrong(f"{key}.{name}", text, f'a string: write {name} = "{text}"')
+            if _PLACEHOLDER_NAME.search(text):
+                raise UsageError(
+                    f"{self._source}: {key}.{name} = {text!r} has a placeholder, but the environment is set once, "
+                    "before any scenario has a directory or a port: use it in kv_connector_extra_config."
+                )
+        return dict(value)
+
+
+# --- placeholders -----------------------------------------------------------------------------------------------------
+
+PLACEHOLDERS = "{dir}, {port} and {port:NAME}"
+_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_NAME = re.compile(r"dir|port(:[A-Za-z0-9_.-]+)?")
+_PLACEHOLDER_NAME = re.compile(r"(?<!\{)\{(dir|port(:[A-Za-z0-9_.-]+)?)\}(?!\})")
+
+
+def placeholders(value: Any) -> frozenset[str]:
+    """Names of all placeholders in a value, e.g. ``{"dir", "port:store"}``: what :func:`expand` will need."""
+    return frozenset(
+        match.group(1) for _, text in _strings_in(value, "") for match in _TOKEN.finditer(text) if match.group(1)
+    )
+
+
+def expand(value: Any, substitutions: Mapping[str, str | int]) -> Any:
+    """Copy of a configuration value with its placeholders replaced; pure.
+
+    ``{dir}`` is a fresh directory that all roles and engines of a scenario share. ``{port}`` and ``{port:NAME}`` are
+    free ports; the same NAME is the same port within a scenario. ``{{`` and ``}}`` are literal braces.
+    Values that are not strings keep their type, and so does a string that is one placeholder and nothing else:
+    ``"{port}"`` becomes an int.
+
+    Args:
+        value: any TOML value: tables and lists are walked, keys of tables are left alone.
+        substitutions: value of every placeholder in ``value``, by name (see :func:`placeholders`).
+
+    Raises:
+        KeyError: ``substitutions`` lacks a name.
+    """
+    if isinstance(value, Mapping):
+        return {key: expand(entry, substitutions) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [expand(entry, substitutions) for entry in value]
+    if not isinstance(value, str):
+        return value
+    whole = _TOKEN.fullmatch(value)
+    if whole is not None and whole.group(1):
+        return substitutions[whole.group(1)]
+    literal = {"{{": "{", "}}": "}"}
+    return _TOKEN.sub(lambda m: literal.get(m.group()) or str(substitutions[m.group(1)]), value)
+
+
+def _check_placeholders(place: str, text: str) -> None:
+    for match in _TOKEN.finditer(text):
+        if match.group() in ("{", "}"):
+            raise UsageError(f"{place} = {text!r} has a single '{match.group()}': write it twice to mean a brace.")
+        name = match.group(1)
+        if name is not None and not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{place} = {text!r} has the unknown placeholder '{{{name}}}': expected are {PLACEHOLDERS}, and a "
+                "literal brace is written twice."
+            )
+
+
+def _strings_in(value: Any, place: str) -> Iterable[tuple[str, str]]:
+    """Every string inside a TOML value, with its dotted place."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _strings_in(entry, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from _strings_in(entry, f"{place}[{index}]")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.replace("_", "-"), list(known), n=1, cutoff=0.6)
+    close = close or difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'? " if close else ""
+
+
+def _detect_device() -> Literal["cpu", "cuda"]:
+    # torch itself must not be imported here, so its distribution's version has to tell (2.13.0+cpu is a CPU build).
+    try:
+        torch_version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return "cpu"
+    return "cuda" if os.path.exists("/dev/nvidiactl") and "+cpu" not in torch_version else "cpu"  # noqa: PTH110

@@ -1,0 +1,182 @@
+"""One connector on trial: plays scenarios with it, and turns what they show into verdicts on rules."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from kvconform.checks import CHECKS_BY_RULE, Examination, examine
+from kvconform.config import RunConfig, expand, placeholders
+from kvconform.engine.history import EngineRaised, History, WrongBytes
+from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.engine.protocol import Engine
+from kvconform.kvcache.provenance import Provenance
+from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, record, rules_of
+from kvconform.report.failure_text import failure_text
+from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing
+from kvconform.scenario.program import Program
+from kvconform.scenario.run import play
+from kvconform.scenario.transfer import Family
+from kvconform.target import Target
+from kvconform.verdicts import Verdict
+
+DRAWN = {"quick": 5, "full": 60}
+
+
+@dataclass
+class Conformance:
+    """Everything a suite needs to try one connector.
+
+    Programs are deterministic, so the examination of a program is kept for the session and shared by tests.
+    """
+
+    target: Target
+    config: RunConfig
+    _examined: dict[str, Examination | str] = field(default_factory=dict)
+
+    # -- playing ---------------------------------------------------------------------------------------------------
+
+    def connector_spec(self, directory: Path) -> ConnectorSpec:
+        """The connector in vLLM's terms, with placeholders filled in for one scenario."""
+        names = placeholders(self.config.kv_connector_extra_config)
+        values: dict[str, str | int] = {name: free_port() for name in sorted(names) if name != "dir"}
+        values["dir"] = str(directory)
+        extra = expand(self.config.kv_connector_extra_config, values)
+        return ConnectorSpec(self.target.class_name, self.target.module_path, self.config.kv_role, extra)
+
+    def play(self, program: Program) -> History:
+        """Run a program on fresh engines and a fresh store."""
+        directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
+        spec = self.connector_spec(directory)
+
+        def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
+            from kvconform.engine.vllm_engine.engine import VllmEngine
+
+            return VllmEngine(options, spec, history, provenance, number, self.config.resolved_device)
+
+        try:
+            return play(program, make)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def examine(self, program: Program) -> Examination:
+        """Play and judge a program.
+
+        Raises:
+            Refused: the connector refused to start with this set-up.
+        """
+        key = repr(program)
+        if key not in self._examined:
+            history = self.play(program)
+            self._examined[key] = refused(history) or self._fair(examine(history))
+        known = self._examined[key]
+        if isinstance(known, str):
+            raise Refused(known)
+        return known
+
+    @property
+    def transfers_true_bytes(self) -> bool:
+        """Whether the connector is to be judged by the bytes it delivers; one declared a filler or lossy is not."""
+        return not {"dummy-fill", "lossy"} & set(self.config.capabilities)
+
+    def _fair(self, examination: Examination) -> Examination:
+        if self.transfers_true_bytes:
+            return examination
+        kept = tuple(finding for finding in examination.findings if not isinstance(finding.at, WrongBytes))
+        return replace(examination, findings=kept)
+
+    # -- judging ---------------------------------------------------------------------------------------------------
+
+    def explore(self, family: Family, rules: Sequence[str], nodeid: str) -> Outcome:
+        """Try a family within the run's budget; the seed depends on the run's seed and the test only."""
+        seed = self.config.seed ^ zlib.crc32(nodeid.encode())
+        return Explorer(family, frozenset(rules), self.examine).explore(Budget(DRAWN[self.config.budget], seed))
+
+    def judge(self, request: pytest.FixtureRequest, family: Family) -> Outcome:
+        """Try a family and settle every rule that the test names; findings of other rules are recorded as theirs.
+
+        Raises:
+            ConformanceFailure: a rule that the test names was found broken.
+            Inconclusive: nothing was witnessed for the first of them.
+            NotApplicable: the connector refuses every set-up of the family, in its own words.
+        """
+        rules = rules_of(request.node)
+        outcome = self.explore(family, rules, request.node.nodeid)
+        for rule, (program, examination) in outcome.elsewhere.items():
+            record(request, rule, Verdict.FAIL, message=self._text(request, examination, program))
+        if outcome.failed is not None:
+            program, examination = outcome.failed
+            broken = tuple(dict.fromkeys(finding.rule for finding in examination.findings))
+            for rule in rules:
+                if rule not in broken:
+                    self._settle(
+                        request, rule, outcome, f"the scenario broke {', '.join(broken)} before this was shown"
+                    )
+            raise ConformanceFailure(self._text(request, examination, program, outcome.contrast), rules=broken)
+        if outcome.refused and not outcome.programs:
+            raise NotApplicable(f"the connector refuses this set-up: {outcome.refused[0]}")
+        for rule in rules:
+            self._settle(request, rule, outcome, missing(rule))
+        if not self.transfers_true_bytes and witness_rule(rules[0]) == "LOAD-01":
+            raise NotApplicable("the connector is declared not to transfer true bytes (dummy-fill or lossy)")
+        if not any(outcome.witness(witness_rule(rules[0])).values()):
+            raise Inconclusive(missing(rules[0]))
+        return outcome
+
+    def _text(
+        self, request: pytest.FixtureRequest, examination: Examination, program: Program, contrast: str = ""
+    ) -> str:
+        return failure_text(
+            examination.findings,
+            examination.history,
+            program,
+            target=self.target.id,
+            reproduce=self.reproduce(request.node.nodeid),
+            contrast=contrast,
+        )
+
+    def _settle(self, request: pytest.FixtureRequest, rule: str, outcome: Outcome, lacking: str) -> None:
+        if not self.transfers_true_bytes and witness_rule(rule) == "LOAD-01":
+            declared = " and ".join(sorted({"dummy-fill", "lossy"} & set(self.config.capabilities)))
+            record(request, rule, Verdict.NOT_APPLICABLE, message=f"the connector is declared {declared}")
+            return
+        seen = {what: count for what, count in outcome.witness(witness_rule(rule)).items() if count}
+        verdict = Verdict.PASS if seen else Verdict.INCONCLUSIVE
+        record(request, rule, verdict, witnesses=seen, message="" if seen else lacking)
+
+    def reproduce(self, nodeid: str) -> str:
+        """A command that runs one test again."""
+        options = [f"--kvconform={self.target.spec}"]
+        if self.config.seed:
+            options.append(f"--kvconform-seed={self.config.seed}")
+        if self.config.budget != "quick":
+            options.append(f"--kvconform-budget={self.config.budget}")
+        name = nodeid.rpartition("::")[2]
+        return f"pytest {' '.join(options)} -k '{name.partition('[')[0]}'"
+
+
+def witness_rule(rule: str) -> str:
+    """The rule whose witness shows that ``rule``'s situation arose; situations are shown by compared loads."""
+    return rule if rule in CHECKS_BY_RULE else "LOAD-01"
+
+
+def refused(history: History) -> str | None:
+    """Why the first engine did not start, or None."""
+    for event in history.of(EngineRaised):
+        if event.step == 0 and event.engine == 1:
+            return event.error
+    return None
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago on the loopback interface."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,183 @@
+"""Recording what the engine asks of a connector, without changing the connector.
+
+Every hook of the instance is shadowed by an attribute of the same name that records the call and passes it on. The
+object, its class and its properties stay what they are, so vLLM's isinstance checks and class-level lookups see the
+connector itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from kvconform.engine.history import History, HookCall, Role
+
+# Hooks the engine calls on either role (vllm/distributed/kv_transfer/kv_connector/v1/base.py, 0.29.0 to 0.33.0).
+SCHEDULER_HOOKS: tuple[str, ...] = (
+    "bind_kv_cache_manager",
+    "bind_gpu_block_pool",
+    "on_new_request",
+    "get_num_new_matched_tokens",
+    "get_loaded_kv_cache_group_ids",
+    "update_state_after_alloc",
+    "get_external_cache_hit_sources",
+    "build_connector_meta",
+    "update_connector_output",
+    "register_finished_partial_tail",
+    "request_finished",
+    "request_finished_all_groups",
+    "take_events",
+    "get_kv_connector_stats",
+    "has_pending_block_frees",
+    "has_pending_push_work",
+    "get_finished_count",
+    "set_xfer_handshake_metadata",
+    "set_xfer_handshake_metadata_pp_aware",
+    "reset_cache",
+    "shutdown",
+)
+WORKER_HOOKS: tuple[str, ...] = (
+    "get_mem_pool_context",
+    "register_kv_caches",
+    "set_host_xfer_buffer_ops",
+    "get_handshake_metadata",
+    "handle_preemptions",
+    "bind_connector_metadata",
+    "clear_connector_metadata",
+    "start_load_kv",
+    "wait_for_layer_load",
+    "save_kv_layer",
+    "finish_forward",
+    "wait_for_save",
+    "get_transfer_results",
+    "get_finished",
+    "get_block_ids_with_load_errors",
+    "get_kv_connector_stats",
+    "get_kv_connector_kv_cache_events",
+    "build_connector_worker_meta",
+    "reset_capture_state",
+    "unregister_kv_caches",
+    "restore_kv_caches",
+    "shutdown",
+)
+
+
+class HookRaised:
+    """The exception that left a hook last, so that the engine's own failure can name its cause."""
+
+    def __init__(self) -> None:
+        self.hook: str | None = None
+        self.error: BaseException | None = None
+
+
+class Recorder:
+    """Records hook calls of both roles into one history.
+
+    ``clock`` tells (engine number, step). ``after`` maps a hook name to a function that the engine wants called once
+    the connector's own hook has returned (used to hand out poisoned blocks right after ``handle_preemptions``).
+    """
+
+    def __init__(self, history: History, clock: Callable[[], tuple[int, int]]) -> None:
+        self.history = history
+        self.clock = clock
+        self.raised = HookRaised()
+        self.after: dict[str, Callable[..., None]] = {}
+
+    def attach(self, connector: Any, role: Role) -> None:
+        """Shadow every hook that the instance has."""
+        for hook in SCHEDULER_HOOKS if role == "scheduler" else WORKER_HOOKS:
+            original = getattr(connector, hook, None)
+            if callable(original):
+                setattr(connector, hook, self._recording(original, hook, role))
+
+    def _recording(self, original: Callable[..., Any], hook: str, role: Role) -> Callable[..., Any]:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            # Essentials are taken before the call: the engine's arguments are live objects.
+            essentials = describe_arguments(hook, args, kwargs)
+            engine, step = self.clock()
+            try:
+                result = original(*args, **kwargs)
+            except Exception as error:
+                self.raised.hook, self.raised.error = hook, error
+                text, where = describe_error(error)
+                self.history.add(HookCall(engine, step, role, hook, essentials, None, text, where))
+                raise
+            self.history.add(HookCall(engine, step, role, hook, essentials, describe_result(hook, result)))
+            if hook in self.after:
+                self.after[hook](*args, **kwargs)
+            return result
+
+        recorded.__name__ = hook
+        recorded.__wrapped__ = original  # type: ignore[attr-defined]
+        return recorded
+
+
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """("Type: message", "file:line in function") of the innermost frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{_short(frames[-1].filename)}:{frames[-1].lineno} in {frames[-1].name}" if frames else "unknown place"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}"[:600], where
+
+
+def _short(filename: str) -> str:
+    """A file name from its package on, so that texts are the same on every machine."""
+    inside = filename.rpartition("site-packages/")[2]
+    if inside != filename:
+        return inside
+    for folder in sorted(filter(None, sys.path), key=len, reverse=True):
+        if filename.startswith(folder.rstrip("/") + "/"):
+            return filename[len(folder.rstrip("/")) + 1 :]
+    return filename
+
+
+def describe_arguments(hook: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The essentials of a call as plain data."""
+    if hook in ("on_new_request", "get_loaded_kv_cache_group_ids"):
+        return {"request": args[0].request_id}
+    if hook == "get_num_new_matched_tokens":
+        request, computed = args
+        return {"request": request.request_id, "num_computed_tokens": computed, "num_tokens": request.num_tokens}
+    if hook == "update_state_after_alloc":
+        request, blocks, external = args
+        return {
+            "request": request.request_id,
+            "block_ids": _groups(blocks.get_block_ids()),
+            "num_external_tokens": external,
+        }
+    if hook in ("request_finished", "request_finished_all_groups"):
+        request, block_ids = args[:2]
+        return {"request": request.request_id, "status": request.status.name, "block_ids": _groups(block_ids)}
+    if hook in ("get_finished", "get_transfer_results"):
+        return {"finished_req_ids": sorted(args[0])}
+    if hook in ("wait_for_layer_load", "save_kv_layer"):
+        return {"layer": args[0]}
+    if hook == "start_load_kv":
+        return {"attn_metadata": getattr(args[0], "attn_metadata", None) is not None, "keywords": sorted(kwargs)}
+    if hook == "register_kv_caches":
+        return {"layers": sorted(args[0])}
+    return {}
+
+
+def _groups(block_ids: Any) -> Any:
+    if block_ids and isinstance(block_ids[0], (list, tuple)):
+        return [list(group) for group in block_ids]
+    return list(block_ids)
+
+
+def describe_result(hook: str, result: Any) -> Any:
+    """A result as plain data that keeps the type visible where the contract fixes the type."""
+    if result is None or isinstance(result, (bool, int, str)):
+        return result
+    if isinstance(result, tuple):
+        return tuple(describe_result(hook, item) for item in result)
+    if isinstance(result, (set, frozenset)):
+        return {"set": sorted(map(str, result)) if hook != "get_block_ids_with_load_errors" else sorted(result)}
+    if isinstance(result, dict):
+        return {str(key): repr(value)[:80] for key, value in result.items()}
+    if hook == "get_transfer_results":
+        names = ("finished_sending", "finished_recving", "failed_recving")
+        return {name: sorted(getattr(result, name, None) or ()) for name in names}
+    return f"<{type(result).__module__}.{type(result).__qualname__}>"

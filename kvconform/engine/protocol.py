@@ -1,0 +1,42 @@
+"""What every engine offers to a scenario."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kvconform.engine.history import History
+from kvconform.scenario.program import RequestSpec
+
+
+class EngineStopped(Exception):
+    """The engine raised and is dead, as a real engine core would be; the history says why."""
+
+
+class Engine(Protocol):
+    """One running engine with a connector in it. Everything observable goes into ``history``.
+
+    Every method raises :class:`EngineStopped` once vLLM's code or a hook has raised.
+    """
+
+    history: History
+
+    def add(self, spec: RequestSpec) -> None:
+        """Queue a request."""
+
+    def abort(self, request_id: str) -> None:
+        """Abort a live request; unknown ids are ignored, as the engine core does."""
+
+    def step(self) -> bool:
+        """Run one engine step if there is work; whether there was."""
+
+    def drain(self) -> None:
+        """Step until idle; what is still unfinished at the limit is recorded as NeverIdle."""
+
+    def reset_prefix_cache(self, *, running: bool = False, connector: bool = False) -> bool:
+        """vLLM's reset_prefix_cache; whether it succeeded."""
+
+    def audit(self) -> None:
+        """Record what an idle engine still holds."""
+
+    def shutdown(self) -> None:
+        """Worker role first, then scheduler role, as EngineCore.shutdown does."""

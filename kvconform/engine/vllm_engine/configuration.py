@@ -1,0 +1,119 @@
+"""VllmConfig objects for simulated engines, and the process-wide state that vLLM needs once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import uuid
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvconform.engine.options import ConnectorSpec, EngineOptions
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.config.kv_transfer import KVTransferConfig
+
+# The geometry of the model on paper is irrelevant (the KV cache shape comes from the scenario), but vLLM wants one.
+_MODEL_CONFIG = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "vocab_size": 50272,
+    "hidden_size": 64,
+    "ffn_dim": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 2048,
+    "word_embed_proj_dim": 64,
+    "do_layer_norm_before": True,
+    "torch_dtype": "float16",
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+MAX_MODEL_LEN = 2048
+
+
+@cache
+def _model_folder(model: str) -> str:
+    """A folder with nothing but a config.json; its name is the model's name in the configuration."""
+    root = Path(tempfile.mkdtemp(prefix="kvconform-model-"))
+    folder = root / model
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(_MODEL_CONFIG))
+    return str(folder)
+
+
+def kv_transfer_config(connector: ConnectorSpec, policy: str) -> KVTransferConfig:
+    """vLLM's KVTransferConfig of the connector under test."""
+    from vllm.config.kv_transfer import KVTransferConfig
+
+    return KVTransferConfig(
+        kv_connector=connector.class_name,
+        kv_connector_module_path=connector.module_path,
+        kv_role=connector.kv_role,
+        kv_connector_extra_config=copy.deepcopy(connector.extra_config),
+        kv_load_failure_policy=policy,
+        engine_id=connector.engine_id or str(uuid.uuid4()),
+        kv_buffer_device="cpu",
+    )
+
+
+@cache
+def _model_config(model: str, max_model_len: int, seed: int) -> object:
+    from vllm.config import ModelConfig
+
+    return ModelConfig(
+        model=_model_folder(model), skip_tokenizer_init=True, dtype="float16", seed=seed, max_model_len=max_model_len
+    )
+
+
+def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, device: str = "cpu") -> VllmConfig:
+    """A fresh VllmConfig for one engine.
+
+    Constructing it makes vLLM import and check the connector class (VllmConfig.__post_init__), so a class that vLLM
+    refuses fails here, with vLLM's own words.
+    """
+    from vllm.config import CacheConfig, DeviceConfig, SchedulerConfig, VllmConfig
+
+    max_model_len = min(MAX_MODEL_LEN, options.shape.usable_tokens)
+    scheduler_config = SchedulerConfig(
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        enable_chunked_prefill=True,
+        is_encoder_decoder=False,
+        async_scheduling=False,
+    )
+    cache_config = CacheConfig(
+        block_size=options.shape.block_size,
+        gpu_memory_utilization=0.9,
+        cache_dtype="auto",
+        enable_prefix_caching=options.enable_prefix_caching,
+    )
+    return VllmConfig(
+        model_config=copy.deepcopy(_model_config(options.model, max_model_len, options.model_seed)),
+        scheduler_config=scheduler_config,
+        cache_config=cache_config,
+        kv_transfer_config=None if connector is None else kv_transfer_config(connector, options.load_failure_policy),
+        device_config=DeviceConfig(device),
+    )
+
+
+@cache
+def ensure_parallel_state() -> None:
+    """A gloo world of one rank with vLLM's model-parallel groups, once per process; engines share it."""
+    import torch
+    from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
+    from vllm.distributed.parallel_state import ensure_model_parallel_initialized, init_distributed_environment
+
+    if torch.distributed.is_initialized():
+        return
+    rendezvous = Path(tempfile.mkdtemp(prefix="kvconform-gloo-")) / "store"
+    with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
+        init_distributed_environment(
+            world_size=1, rank=0, distributed_init_method=f"file://{rendezvous}", local_rank=0, backend="gloo"
+        )
+        ensure_model_parallel_initialized(1, 1)

@@ -1,0 +1,167 @@
+"""The forward pass that only writes KV, and compares what it would have read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kvconform.engine.history import Compared, History, WrongBytes
+from kvconform.kvcache.memory import KVMemory
+from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
+from kvconform.kvcache.provenance import Provenance, describe
+
+if TYPE_CHECKING:
+    from kvconform.kvcache.memory import LayerMemory
+
+
+@dataclass(frozen=True)
+class ScheduledRequest:
+    """One request of a step: its block table per group, computed tokens before the step, tokens of the step."""
+
+    request_id: str
+    block_ids: list[list[int]]
+    computed: int
+    scheduled: int
+
+    def places(
+        self, group: int, block_size: int, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Block ids and token offsets of positions [start, stop)."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        table = np.asarray(self.block_ids[group], dtype=np.int64)
+        return table[positions // block_size], positions % block_size
+
+    def slots(self, group: int, block_size: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """vLLM's slot mapping of positions [start, stop): block id * block size + offset."""
+        blocks, offsets = self.places(group, block_size, start, stop)
+        return blocks * block_size + offsets
+
+
+@dataclass
+class _Finding:
+    request: ScheduledRequest
+    layer: LayerMemory
+    positions: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+    observed: tuple[str, ...]
+
+
+@dataclass
+class LayerForward:
+    """Runs the layers of one step.
+
+    ``external`` maps a request to the [first, last) positions that the connector promised for it in this residency;
+    ``checkpoint`` is called where the connector has just been at work, with the name of the phase.
+    """
+
+    memory: KVMemory
+    provenance: Provenance
+    chains: dict[str, TokenChain]
+    windows: dict[str, int]
+    external: dict[str, tuple[int, int]]
+    checkpoint: Callable[[str], None]
+    hooked: Callable[[Callable[[str], None]], Callable[[str], None]]
+    taints: dict[str, int] = field(default_factory=dict)
+    findings: list[_Finding] = field(default_factory=list)
+    verified: set[str] = field(default_factory=set)
+
+    def run(self, requests: list[ScheduledRequest]) -> None:
+        """All layers inside vLLM's layer-hook decorator."""
+        attention = self.hooked(lambda layer_name: self._layer(layer_name, requests))
+        for name in self.memory.layers:
+            attention(name)
+        self._done(requests)
+
+    def run_without_hooks(self, requests: list[ScheduledRequest]) -> None:
+        """All layers of a replayed full CUDA graph: no Python runs between them."""
+        for name in self.memory.layers:
+            self._layer(name, requests)
+        self._done(requests)
+
+    def _layer(self, name: str, requests: list[ScheduledRequest]) -> None:
+        self.checkpoint(f"before layer {name} was computed")
+        layer = self.memory.layers[name]
+        # As in attention: the step's keys and values are written first, then everybody reads. A request may already
+        # share blocks that another one computes in this very step.
+        for request in requests:
+            self._write(layer, request)
+        for request in requests:
+            self._compare(layer, request)
+
+    def _first_needed(self, layer: LayerMemory, request: ScheduledRequest) -> int:
+        """Sliding-window layers read only the window; older blocks may be null blocks."""
+        window = self.windows.get(layer.name)
+        return 0 if window is None else max(0, request.computed - window + 1)
+
+    def _compare(self, layer: LayerMemory, request: ScheduledRequest) -> None:
+        start = self._first_needed(layer, request)
+        if start >= request.computed:
+            return
+        blocks, offsets = request.places(layer.group, layer.block_size, start, request.computed)
+        observed = self.memory.read(layer.name, blocks, offsets)
+        chain = self.chains[request.request_id]
+        expected = expand(slot_seeds(chain.chain(start, request.computed), layer.name), layer.content, observed.device)
+        wrong = (observed != expected).reshape(len(blocks), -1).any(dim=1)
+        if not bool(wrong.any()):
+            return
+        rows = wrong.nonzero().reshape(-1).cpu().numpy()
+        positions = rows + start
+        origins = self.provenance.identify(observed[wrong].cpu().numpy())
+        sentences = describe([int(p) for p in positions], origins, layer.name)
+        self.findings.append(_Finding(request, layer, positions, blocks[rows], sentences))
+        self.taints[request.request_id] = key64("taint", request.request_id, int(positions[0]))
+
+    def _write(self, layer: LayerMemory, request: ScheduledRequest) -> None:
+        stop = request.computed + request.scheduled
+        blocks, offsets = request.places(layer.group, layer.block_size, request.computed, stop)
+        chain = self.chains[request.request_id]
+        taint = self.taints.get(request.request_id, 0)
+        seeds = slot_seeds(chain.chain(request.computed, stop), layer.name) ^ np.uint64(taint)
+        self.memory.write(layer.name, blocks, offsets, expand(seeds, layer.content, self.memory.raw.device))
+
+    def _done(self, requests: list[ScheduledRequest]) -> None:
+        for request in requests:
+            taint = self.taints.get(request.request_id, 0)
+            length = request.computed + request.scheduled
+            self.provenance.know(request.request_id, self.chains[request.request_id], length, taint)
+            self.verified.add(request.request_id)
+
+    def report(
+        self, history: History, engine: int, step: int, requests: list[ScheduledRequest], failed: set[int]
+    ) -> None:
+        """Write what was compared into the history; ``failed`` are blocks whose load was reported as failed by now."""
+        layers = len(self.memory.layers)
+        for request in requests:
+            first, last = self.external.get(request.request_id, (0, 0))
+            external = max(0, min(last, request.computed) - first)
+            history.add(
+                Compared(engine, step, request.request_id, max(0, request.computed - external), external, layers)
+            )
+        for finding in self.findings:
+            request, layer = finding.request, finding.layer
+            first, last = self.external.get(request.request_id, (0, 0))
+            history.add(
+                WrongBytes(
+                    engine,
+                    step,
+                    request.request_id,
+                    layer.name,
+                    layer.group,
+                    tuple(int(p) for p in finding.positions),
+                    tuple(dict.fromkeys(int(b) for b in finding.blocks)),
+                    bool(((finding.positions >= first) & (finding.positions < last)).any()),
+                    finding.observed,
+                    reported_failed=self._covered_by_failure(finding, failed),
+                )
+            )
+
+    @staticmethod
+    def _covered_by_failure(finding: _Finding, failed: set[int]) -> bool:
+        """Whether every wrong slot lies in or behind a block that was reported: the engine recomputes from there."""
+        table = finding.request.block_ids[finding.layer.group]
+        reported = [index for index, block in enumerate(table) if block in failed]
+        return bool(reported) and int(finding.positions[0]) >= min(reported) * finding.layer.block_size

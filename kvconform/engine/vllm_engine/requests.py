@@ -1,0 +1,60 @@
+"""vLLM requests for a scenario."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from kvconform.kvcache.oracle import TokenChain
+from kvconform.scenario.program import RequestSpec
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+
+@cache
+def _initialised_hash() -> Any:
+    """vLLM's sha256 and its root hash, set once per process as EngineCore.__init__ does."""
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core.kv_cache_utils import init_none_hash
+
+    hash_fn = get_hash_fn_by_name("sha256")
+    init_none_hash(hash_fn)
+    return hash_fn
+
+
+def hash_function() -> Any:
+    """The prefix caching hash function of every simulated engine (CacheConfig's default algorithm)."""
+    return _initialised_hash()
+
+
+def token_chain(spec: RequestSpec, model: str) -> TokenChain:
+    """The oracle's chain for a request on a model."""
+    return TokenChain(spec.prompt_ids(model), spec.identity(model))
+
+
+def build_request(spec: RequestSpec, model: str, block_hasher: Any) -> Request:
+    """A vLLM Request as the engine core would queue it."""
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request
+
+    extra = None if spec.kv_transfer_params is None else {"kv_transfer_params": dict(spec.kv_transfer_params)}
+    sampling = SamplingParams(max_tokens=spec.max_tokens, ignore_eos=True, extra_args=extra)
+    sampling.update_from_generation_config({}, 2)
+    lora = None
+    if spec.lora is not None:
+        name, _, path = spec.lora.partition("@")
+        lora = LoRARequest(lora_name=name, lora_int_id=1 + len(path), lora_path=path or f"/adapters/{name}")
+    request = Request(
+        request_id=spec.id,
+        prompt_token_ids=list(spec.prompt_ids(model)),
+        sampling_params=sampling,
+        pooling_params=None,
+        lora_request=lora,
+        cache_salt=spec.salt,
+        block_hasher=block_hasher,
+    )
+    if spec.skip_reading_prefix_cache:
+        request.skip_reading_prefix_cache = True
+    return request

@@ -1,0 +1,246 @@
+"""The worker side of a simulated engine: vLLM's hook wrappers around a forward that only writes KV.
+
+One worker holds the WORKER connector, the KV tensors, and per request the block table that it was told through
+SchedulerOutput, exactly as a model runner does. Instead of attention, each layer compares what it would read with the
+oracle and writes what it would compute.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kvconform.engine import compat
+from kvconform.engine.instrument import Recorder
+from kvconform.engine.options import EngineOptions
+from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
+from kvconform.kvcache.build import GUARD_BYTES, allocate
+from kvconform.kvcache.memory import KVMemory
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+
+
+@dataclass
+class WorkerRequest:
+    """What the worker knows of a request: its block table per KV cache group."""
+
+    block_ids: list[list[int]]
+    computed: int = 0
+
+
+@dataclass
+class WorkerStep:
+    """The outcome of one worker step."""
+
+    kv_connector_output: KVConnectorOutput | None
+    executed: list[ScheduledRequest] = field(default_factory=list)
+
+
+class SimulatedWorker:
+    """One worker process' worth of state.
+
+    Args:
+        vllm_config: the engine's configuration.
+        kv_cache_config: the worker's KVCacheConfig.
+        options: the engine's set-up.
+        recorder: records the connector's hooks.
+        device: where the KV cache lives.
+        engine: number of the engine in the history.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        kv_cache_config: KVCacheConfig,
+        options: EngineOptions,
+        recorder: Recorder,
+        device: torch.device,
+        engine: int,
+    ) -> None:
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
+        self.vllm_config = vllm_config
+        self.kv_cache_config = kv_cache_config
+        self.options = options
+        self.requests: dict[str, WorkerRequest] = {}
+        self._state: Any = kv_transfer_state
+        self._previous_agent = kv_transfer_state._KV_CONNECTOR_AGENT
+        kv_transfer_state._KV_CONNECTOR_AGENT = None
+        try:
+            kv_transfer_state.ensure_kv_transfer_initialized(vllm_config, kv_cache_config)
+            self.connector: Any = kv_transfer_state._KV_CONNECTOR_AGENT
+            recorder.attach(self.connector, "worker")
+            with self._memory_pool():
+                views = allocate(vllm_config, kv_cache_config, options.shape, device)
+            self.memory = KVMemory(views, kv_cache_config, engine, GUARD_BYTES)
+            self.layer_names = tuple(self.memory.layers)
+            self._bind_layers(views)
+            self._active = self._register(views)
+        except BaseException:
+            self.release()
+            raise
+
+    # -- start-up --------------------------------------------------------------------------------------------------
+
+    def _memory_pool(self) -> AbstractContextManager[Any]:
+        """A connector may bring its allocator (vllm/v1/worker/gpu_worker.py, initialize_from_config, 0.31.0 on)."""
+        from contextlib import nullcontext
+
+        offered = getattr(self.connector, "get_mem_pool_context", lambda: None)()
+        return nullcontext() if offered is None else offered
+
+    def _bind_layers(self, views: dict[str, torch.Tensor]) -> None:
+        from kvconform.engine.vllm_engine.layers import bind_layers
+
+        bind_layers(self.vllm_config, self.kv_cache_config, views)
+
+    def _register(self, views: dict[str, torch.Tensor]) -> Any:
+        """Registration in the order of the chosen model runner (gpu_model_runner.py / gpu/kv_connector.py)."""
+        from vllm.distributed.kv_transfer.kv_connector.utils import copy_kv_blocks
+        from vllm.v1.worker.gpu.kv_connector import ActiveKVConnector
+
+        if self.options.runner == "v1":
+            self.connector.register_kv_caches(views)
+            self.connector.set_host_xfer_buffer_ops(copy_kv_blocks)
+            return None
+        return ActiveKVConnector(self.vllm_config, views)
+
+    def handshake_metadata(self) -> dict[tuple[int, int], Any] | None:
+        """What Worker.get_kv_connector_handshake_metadata returns for pipeline rank 0, tensor rank 0."""
+        metadata = self.connector.get_handshake_metadata()
+        return None if metadata is None else {(0, 0): metadata}
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def update_requests(self, output: SchedulerOutput) -> list[ScheduledRequest]:
+        """Follow SchedulerOutput as the model runners do and return the requests of this step.
+
+        A known id among the new requests replaces the whole table (resumption under the V2 runner, continued sessions);
+        so does an id in ``resumed_req_ids``; everything else appends (vllm/v1/core/sched/output.py, 0.32.0).
+        """
+        for request_id in output.finished_req_ids:
+            self.requests.pop(request_id, None)
+        for new in output.scheduled_new_reqs:
+            self.requests[new.req_id] = WorkerRequest([list(group) for group in new.block_ids], new.num_computed_tokens)
+        cached = output.scheduled_cached_reqs
+        for index, request_id in enumerate(cached.req_ids):
+            state = self.requests[request_id]
+            state.computed = cached.num_computed_tokens[index]
+            new_blocks = cached.new_block_ids[index]
+            if request_id in cached.resumed_req_ids:
+                assert new_blocks is not None, f"vLLM resumed {request_id} without blocks"
+                state.block_ids = [list(group) for group in new_blocks]
+            elif new_blocks is not None:
+                for table, ids in zip(state.block_ids, new_blocks, strict=True):
+                    table.extend(ids)
+        return [
+            ScheduledRequest(request_id, self.requests[request_id].block_ids, self.requests[request_id].computed, count)
+            for request_id, count in output.num_scheduled_tokens.items()
+        ]
+
+    def run(self, output: SchedulerOutput, requests: list[ScheduledRequest], forward: LayerForward) -> WorkerStep:
+        """Run one step in the call order of the chosen model runner."""
+        from vllm.config import set_current_vllm_config
+
+        previous, self._state._KV_CONNECTOR_AGENT = self._state._KV_CONNECTOR_AGENT, self.connector
+        try:
+            with set_current_vllm_config(self.vllm_config), torch.no_grad():
+                run = self._run_v1 if self.options.runner == "v1" else self._run_v2
+                return WorkerStep(run(output, requests, forward), requests)
+        finally:
+            self._state._KV_CONNECTOR_AGENT = previous
+
+    def _run_v1(
+        self, output: SchedulerOutput, requests: list[ScheduledRequest], forward: LayerForward
+    ) -> KVConnectorOutput | None:
+        """GPUModelRunner.execute_model (vllm/v1/worker/gpu_model_runner.py) around the mixin's own context manager."""
+        from vllm.forward_context import set_forward_context
+        from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
+
+        self.connector.handle_preemptions(output.kv_connector_metadata)
+        self._apply_block_operations(output)
+        if not requests:
+            empty = KVConnectorModelRunnerMixin.kv_connector_no_forward(output, self.vllm_config)
+            return empty.kv_connector_output
+        metadata, slot_mapping = self._attention_metadata(requests)
+        with (
+            set_forward_context(metadata, self.vllm_config, num_tokens=_tokens(requests), slot_mapping=slot_mapping),
+            KVConnectorModelRunnerMixin.maybe_get_kv_connector_output(output) as connector_output,
+        ):
+            forward.run(requests)
+        return connector_output
+
+    def _run_v2(
+        self, output: SchedulerOutput, requests: list[ScheduledRequest], forward: LayerForward
+    ) -> KVConnectorOutput | None:
+        """GPUModelRunner.execute_model (vllm/v1/worker/gpu/model_runner.py) around ActiveKVConnector."""
+        from vllm.forward_context import set_forward_context
+
+        self._apply_block_operations(output)
+        if not requests:
+            return self._active.no_forward(output).kv_connector_output
+        metadata, slot_mapping = self._attention_metadata(requests)
+        batch = SimpleNamespace(
+            idx_mapping=torch.arange(len(requests), dtype=torch.int32),
+            req_ids=[request.request_id for request in requests],
+            num_tokens=_tokens(requests),
+            num_reqs=len(requests),
+        )
+        if self.options.runner == "v2-full-graph":
+            # A replayed full CUDA graph runs no Python: no forward context, no layer hooks (execute_model, FULL mode).
+            compat.v2_pre_forward(self._active, output, batch, metadata)
+            forward.run_without_hooks(requests)
+        else:
+            with set_forward_context(
+                metadata, self.vllm_config, num_tokens=_tokens(requests), slot_mapping=slot_mapping
+            ):
+                compat.v2_pre_forward(self._active, output, batch, None)
+                forward.run(requests)
+        self._active.finish_forward()
+        return self._active.post_forward(output.finished_req_ids)
+
+    def _apply_block_operations(self, output: SchedulerOutput) -> None:
+        """Zero and copy blocks as the step demands; single-precision attention-only caches demand neither."""
+        assert not output.new_block_ids_to_zero, "caches that need zeroing are not simulated yet"
+        assert not getattr(output, "kv_cache_block_copies", None), "copy-on-write block copies are not simulated yet"
+
+    def _attention_metadata(self, requests: list[ScheduledRequest]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Per layer an object with a slot mapping, the only field that connectors are known to read."""
+        metadata: dict[str, Any] = {}
+        mappings: dict[str, torch.Tensor] = {}
+        for name, layer in self.memory.layers.items():
+            slots = np.concatenate(
+                [
+                    request.slots(layer.group, layer.block_size, request.computed, request.computed + request.scheduled)
+                    for request in requests
+                ]
+            )
+            mappings[name] = torch.from_numpy(slots)
+            metadata[name] = SimpleNamespace(slot_mapping=mappings[name], num_actual_tokens=len(slots))
+        return metadata, mappings
+
+    # -- end -------------------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Shut down and give the process-wide agent back (kv_transfer_state.ensure_kv_transfer_shutdown)."""
+        try:
+            self.connector.shutdown()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Restore vLLM's process-wide connector to what it was before this worker."""
+        self._state._KV_CONNECTOR_AGENT = self._previous_agent
+
+
+def _tokens(requests: list[ScheduledRequest]) -> int:
+    return sum(request.scheduled for request in requests)

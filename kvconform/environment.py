@@ -1,0 +1,38 @@
+"""The process environment of a run: set before vLLM could be imported, restored afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from kvconform.config import RunConfig
+
+#: No look-ups of models in the network: a conformance run has no model.
+_FORCED = {"HF_HUB_OFFLINE": "1"}
+#: No flood of log lines, and addresses of this machine only; what the user has set stays.
+_DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
+
+
+def prepare_environment(run_config: RunConfig) -> Callable[[], None]:
+    """Set the environment variables and ask for the platform of the run's device.
+
+    Returns:
+        A function that puts everything back.
+    """
+    from kvconform.api.platform_plugin import request_platform, withdraw_platform
+
+    wanted = {name: value for name, value in _DEFAULTS.items() if name not in os.environ}
+    wanted |= _FORCED | dict(run_config.env)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    request_platform(run_config.resolved_device)
+
+    def restore() -> None:
+        withdraw_platform()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    return restore

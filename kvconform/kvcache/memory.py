@@ -1,0 +1,231 @@
+"""The KV memory of one simulated worker: slots, poison, and an audit of every write.
+
+All comparisons are on bytes. The engine's own writes go to the memory and to a *shadow* copy; whatever differs from the
+shadow at a checkpoint was written by the connector (or by one of its threads) since the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kvconform.kvcache.oracle import PageContent, expand, poison_seeds
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+_GUARD = -1
+_PADDING = -2
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """One layer's view: ``bytes`` is [kernel blocks, heads, tokens per kernel block, content bytes], strided, uint8."""
+
+    name: str
+    group: int
+    block_size: int
+    kernel_blocks_per_block: int
+    content: PageContent
+    bytes: torch.Tensor
+
+    def rows(self, blocks: list[int]) -> torch.Tensor:
+        """The kernel block ids of manager blocks, in order."""
+        ratio = self.kernel_blocks_per_block
+        return (torch.tensor(blocks).view(-1, 1) * ratio + torch.arange(ratio)).reshape(-1)
+
+    def index(self, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Manager block ids and token offsets -> kernel block ids and offsets."""
+        ratio = self.kernel_blocks_per_block
+        if ratio == 1:
+            return blocks, offsets
+        tokens = self.block_size // ratio
+        return blocks * ratio + torch.div(offsets, tokens, rounding_mode="floor"), offsets % tokens
+
+
+@dataclass(frozen=True)
+class StrayWrite:
+    """Bytes that changed where nobody may write; slots are token offsets in the block, -1 for guard bytes."""
+
+    block: int
+    layer: str
+    slots: tuple[int, ...]
+    bytes_changed: int
+    observed: torch.Tensor | None
+
+
+class KVMemory:
+    """Slots addressed by (layer, block id, token offset), over vLLM's own tensors.
+
+    Args:
+        views: what vLLM registers with the connector, layer name -> [B, H, N, C].
+        config: the worker's KVCacheConfig of these views.
+        engine: a number that tells this engine's poison from another's.
+        guard_bytes: how many bytes behind the last view belong to nobody.
+    """
+
+    def __init__(
+        self, views: dict[str, torch.Tensor], config: KVCacheConfig, engine: int = 0, guard_bytes: int = 0
+    ) -> None:
+        self.views = views
+        self.engine = engine
+        self.num_blocks = config.num_blocks
+        self.layers: dict[str, LayerMemory] = {}
+        for group_id, group in enumerate(config.kv_cache_groups):
+            for name in group.layer_names:
+                self.layers[name] = _layer_memory(name, group_id, group.kv_cache_spec.block_size, views[name], config)
+        storage = next(iter(views.values())).untyped_storage()
+        self.raw = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        self._group_maps = self._map_bytes(guard_bytes)
+        self._life = [0] * self.num_blocks
+        self._write_poison(list(range(self.num_blocks)), tuple(self.layers))
+        self.shadow = self.raw.clone()
+
+    # -- the engine's own accesses ---------------------------------------------------------------------------------
+
+    def write(
+        self, layer: str, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], content: torch.Tensor
+    ) -> None:
+        """Write ``content`` [T, heads, content bytes] to T slots, in the memory and in the shadow."""
+        memory = self.layers[layer]
+        kernel_blocks, kernel_offsets = memory.index(torch.from_numpy(blocks), torch.from_numpy(offsets))
+        memory.bytes[kernel_blocks, :, kernel_offsets, :] = content
+        self._shadow_view(memory)[kernel_blocks, :, kernel_offsets, :] = content
+
+    def read(self, layer: str, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The bytes of T slots, [T, heads, content bytes]."""
+        memory = self.layers[layer]
+        kernel_blocks, kernel_offsets = memory.index(torch.from_numpy(blocks), torch.from_numpy(offsets))
+        return memory.bytes[kernel_blocks, :, kernel_offsets, :]
+
+    def poison(self, blocks: list[int], group: int) -> None:
+        """Give each block a new life: the group's layers hold poison there that names the block and the life."""
+        if not blocks:
+            return
+        names = tuple(name for name, layer in self.layers.items() if layer.group == group)
+        for block in blocks:
+            self._life[block] += 1
+        self._write_poison(blocks, names)
+        for name in names:
+            memory = self.layers[name]
+            rows = memory.rows(blocks)
+            self._shadow_view(memory)[rows] = memory.bytes[rows]
+
+    def life(self, block: int) -> int:
+        """How often this block was handed out anew."""
+        return self._life[block]
+
+    # -- the audit -------------------------------------------------------------------------------------------------
+
+    def audit(self, first_writable: npt.NDArray[np.int64], owner_group: npt.NDArray[np.int64]) -> list[StrayWrite]:
+        """Find writes outside the writable slots since the last audit, then take the memory as it is.
+
+        Args:
+            first_writable: per block, the first token offset that the connector may write; the block size or more
+                where nothing may be written.
+            owner_group: per block, the KV cache group that owns it, -1 for none.
+        """
+        if torch.equal(self.raw, self.shadow):
+            return []
+        # A thread of the connector may be writing: judge one copy, and keep that copy as the new shadow.
+        now = self.raw.clone()
+        changed = now != self.shadow
+        stray = self._stray_writes(now, changed, first_writable, owner_group)
+        self.shadow = now
+        return stray
+
+    def _stray_writes(
+        self,
+        now: torch.Tensor,
+        changed: torch.Tensor,
+        first_writable: npt.NDArray[np.int64],
+        owner_group: npt.NDArray[np.int64],
+    ) -> list[StrayWrite]:
+        found: list[StrayWrite] = []
+        for group, (block_of, slot_of) in self._group_maps.items():
+            blocks, slots = block_of[changed], slot_of[changed]
+            if group == 0 and bool((blocks == _GUARD).any()):
+                found.append(
+                    StrayWrite(-1, "guard bytes behind the last view", (-1,), int((blocks == _GUARD).sum()), None)
+                )
+            owned = torch.from_numpy(np.where(owner_group < 0, 0, owner_group) == group).to(blocks.device)
+            limit = torch.from_numpy(first_writable).to(blocks.device)
+            inside = blocks >= 0
+            blocks, slots = blocks[inside], slots[inside]
+            bad = owned[blocks.long()] & (slots < limit[blocks.long()])
+            for block in torch.unique(blocks[bad]).tolist():
+                found.extend(self._describe(group, int(block), now, changed, int(first_writable[block])))
+        return found
+
+    def _describe(
+        self, group: int, block: int, now: torch.Tensor, changed: torch.Tensor, limit: int
+    ) -> list[StrayWrite]:
+        writes = []
+        for name, memory in self.layers.items():
+            if memory.group != group:
+                continue
+            ratio = memory.kernel_blocks_per_block
+            rows = slice(block * ratio, (block + 1) * ratio)
+            by_slot = _like(memory.bytes, changed)[rows].any(dim=3).any(dim=1).reshape(-1)
+            slots = tuple(int(slot) for slot in by_slot.nonzero().reshape(-1) if int(slot) < limit)
+            if slots:
+                content = (
+                    _like(memory.bytes, now)[rows]
+                    .permute(0, 2, 1, 3)
+                    .reshape(memory.block_size, *memory.bytes.shape[1::2])
+                )
+                count = int(_like(memory.bytes, changed)[rows].sum())
+                writes.append(StrayWrite(block, name, slots, count, content[list(slots)].cpu()))
+        return writes
+
+    # -- internals -------------------------------------------------------------------------------------------------
+
+    def _write_poison(self, blocks: list[int], names: tuple[str, ...]) -> None:
+        for name in names:
+            memory = self.layers[name]
+            seeds = [poison_seeds(self.engine, b, self._life[b], memory.block_size, name) for b in blocks]
+            content = expand(np.concatenate(seeds), memory.content, self.raw.device)
+            tokens = memory.block_size // memory.kernel_blocks_per_block
+            memory.bytes[memory.rows(blocks)] = content.view(-1, tokens, *content.shape[1:]).transpose(1, 2)
+
+    def _shadow_view(self, memory: LayerMemory) -> torch.Tensor:
+        return _like(memory.bytes, self.shadow)
+
+    def _map_bytes(self, guard_bytes: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Per group: which block and which token offset every byte of the allocation belongs to."""
+        maps = {}
+        index = torch.arange(self.raw.numel(), device=self.raw.device)
+        for group in sorted({memory.group for memory in self.layers.values()}):
+            block_of = torch.full_like(index, _PADDING, dtype=torch.int32)
+            slot_of = torch.full_like(index, 0, dtype=torch.int32)
+            block_of[self.raw.numel() - guard_bytes :] = _GUARD
+            for memory in self.layers.values():
+                if memory.group != group:
+                    continue
+                places = _like(memory.bytes, index)
+                kernel_blocks, _, tokens, _ = places.shape
+                ratio = memory.kernel_blocks_per_block
+                rows = torch.arange(kernel_blocks, device=index.device)
+                block = (rows // ratio).to(torch.int32).view(-1, 1, 1, 1)
+                slot = (rows % ratio).view(-1, 1) * tokens + torch.arange(tokens, device=index.device)
+                block_of[places] = block.expand(places.shape)
+                slot_of[places] = slot.to(torch.int32).view(kernel_blocks, 1, tokens, 1).expand(places.shape)
+            maps[group] = (block_of, slot_of)
+        return maps
+
+
+def _like(view: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+    """The same places as ``view`` in another flat tensor of as many bytes."""
+    return flat.as_strided(view.size(), view.stride(), view.storage_offset())
+
+
+def _layer_memory(name: str, group: int, block_size: int, view: torch.Tensor, config: KVCacheConfig) -> LayerMemory:
+    ratio, rest = divmod(view.shape[0], config.num_blocks)
+    assert rest == 0, f"{name}: {view.shape[0]} rows for {config.num_blocks} blocks"
+    as_bytes = view.view(torch.uint8)
+    content = PageContent(heads=as_bytes.shape[1], content_bytes=as_bytes.shape[3])
+    return LayerMemory(name, group, block_size, ratio, content, as_bytes)

@@ -1,0 +1,178 @@
+"""The KV oracle: what every slot must hold, as a pure function of what determines it.
+
+A model computes the KV of a token from the whole prefix and from everything else that changes its forward pass. The
+oracle does the same with integers: a 64-bit *chain* value per token position folds in the model, the LoRA adapter, the
+cache salt, every token id up to that position and the multimodal item or prompt embedding at each of them; the bytes of
+a slot are a counter-mode expansion of (chain, layer, group, rank). No two slots that may differ in a real model share
+bytes, every bit pattern occurs (NaNs included), and no comparison needs a tolerance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+U64 = npt.NDArray[np.uint64]
+
+_CHAIN_FACTOR = np.uint64(0x9E3779B97F4A7C15 | 1)
+_CHAIN_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15 | 1, -1, 1 << 64))
+
+
+def key64(*parts: object) -> int:
+    """A 64-bit key of plain values, equal in every process (unlike ``hash``)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _mix(x: U64) -> U64:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@lru_cache(maxsize=4)
+def _powers(length: int) -> tuple[U64, U64]:
+    """Powers of the chain factor and of its inverse modulo 2**64, 0 .. length."""
+    factor = np.full(length + 1, _CHAIN_FACTOR)
+    inverse = np.full(length + 1, _CHAIN_INVERSE)
+    factor[0] = inverse[0] = np.uint64(1)
+    return np.cumprod(factor, dtype=np.uint64), np.cumprod(inverse, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything besides the tokens that changes the KV of a request.
+
+    ``extras`` are (first position, one past the last, name): multimodal items or prompt embeddings that replace what
+    the token ids at those positions mean.
+    """
+
+    model: str = "model"
+    lora: str | None = None
+    salt: str | None = None
+    extras: tuple[tuple[int, int, str], ...] = ()
+
+    def root(self) -> int:
+        """The chain value before the first token; an empty salt is no salt."""
+        return key64("root", self.model, self.lora, self.salt or None)
+
+
+@dataclass
+class TokenChain:
+    """The token ids of one request and the chain value at each position.
+
+    Generated tokens are a pure function of the prefix, as with greedy sampling, so the sequence can be extended on
+    demand and a recomputation yields the same tokens again.
+    """
+
+    prompt: tuple[int, ...]
+    identity: Identity = field(default_factory=Identity)
+    vocabulary: int = 50_000
+    taint: int = 0
+    _tokens: list[int] = field(init=False, repr=False)
+    _chain: U64 = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._tokens = list(self.prompt)
+        self._chain = self._fold(np.asarray(self.prompt, dtype=np.uint64), 0, self.identity.root() ^ self.taint)
+
+    def _fold(self, tokens: U64, start: int, before: int) -> U64:
+        """Chain values of ``tokens`` from position ``start`` on: h[i] = factor * (h[i-1] + token[i]), vectorised."""
+        n = len(tokens)
+        if n == 0:
+            return np.empty(0, dtype=np.uint64)
+        extra = np.zeros(n, dtype=np.uint64)
+        for first, last, name in self.identity.extras:
+            lo, hi = max(first, start), min(last, start + n)
+            if lo < hi:
+                # The offset inside the item matters: position 3 of an image is not its position 0.
+                offsets = np.arange(lo - first, hi - first, dtype=np.uint64)
+                extra[lo - start : hi - start] += _mix(offsets + np.uint64(key64("extra", name)))
+        terms = _mix(tokens + np.uint64(1)) ^ extra
+        factor, inverse = _powers(max(1024, 1 << (n - 1).bit_length()))
+        with np.errstate(over="ignore"):
+            total = np.cumsum(terms * inverse[:n], dtype=np.uint64)
+            return (total + np.uint64(before)) * factor[1 : n + 1]
+
+    def tokens(self, length: int) -> list[int]:
+        """The first ``length`` token ids, generated ones included."""
+        self._extend(length)
+        return self._tokens[:length]
+
+    def chain(self, start: int, stop: int) -> U64:
+        """Chain values of positions [start, stop)."""
+        self._extend(stop)
+        return self._chain[start:stop]
+
+    def next_token(self, length: int) -> int:
+        """What the model samples after ``length`` tokens."""
+        self._extend(length)
+        before = int(self._chain[length - 1]) if length else self.identity.root() ^ self.taint
+        return 10 + key64("sample", before) % (self.vocabulary - 10)
+
+    def _extend(self, length: int) -> None:
+        while len(self._tokens) < length:
+            n = len(self._tokens)
+            token = self.next_token(n)
+            before = int(self._chain[n - 1]) if n else self.identity.root() ^ self.taint
+            self._tokens.append(token)
+            self._chain = np.concatenate([self._chain, self._fold(np.array([token], dtype=np.uint64), n, before)])
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """The shape of one token's content in one layer: [heads, content bytes]."""
+
+    heads: int
+    content_bytes: int
+
+    @property
+    def words(self) -> int:
+        """64-bit words that cover one token."""
+        return -(-self.heads * self.content_bytes // 8)
+
+
+def slot_seeds(chain: U64, layer: str, rank: int = 0) -> U64:
+    """One 64-bit seed per slot from the chain values and the place (layer name, worker rank)."""
+    with np.errstate(over="ignore"):
+        return _mix(chain + np.uint64(key64("place", layer, rank)))
+
+
+def poison_seeds(engine: int, block: int, life: int, num_slots: int, layer: str) -> U64:
+    """Seeds of the poison in block ``block`` of ``layer`` during its ``life``-th life in engine ``engine``."""
+    slots = np.arange(num_slots, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        return _mix(slots + np.uint64(key64("poison", engine, block, life, layer)))
+
+
+def expand(seeds: U64, content: PageContent, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Seeds [T] -> bytes [T, heads, content bytes] as uint8 on ``device``."""
+    # Late: suites import this module through the scenario programs, and collecting tests must stay light.
+    import torch
+
+    with np.errstate(over="ignore"):
+        counters = np.arange(1, content.words + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+        words = _mix(seeds[:, None] + counters[None, :])
+    raw = words.view(np.uint8).reshape(len(seeds), content.words * 8)
+    raw = np.ascontiguousarray(raw[:, : content.heads * content.content_bytes])
+    tensor = torch.from_numpy(raw).view(len(seeds), content.heads, content.content_bytes)
+    return tensor if str(device) == "cpu" else tensor.to(device)
+
+
+def prompt_tokens(segments: Sequence[tuple[int, int]], vocabulary: int = 50_000) -> tuple[int, ...]:
+    """Token ids of a prompt given as (seed, length) segments; equal leading segments make equal prefixes."""
+    tokens: list[int] = []
+    for position, (seed, length) in enumerate(segments):
+        rng = np.random.default_rng(key64("segment", position, seed))
+        tokens.extend(int(token) for token in rng.integers(10, vocabulary, size=length))
+    return tuple(tokens)

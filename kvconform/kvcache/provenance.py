@@ -1,0 +1,219 @@
+"""Asking the oracle what a piece of memory is.
+
+Only runs when something is wrong, so it may be slow: it expands the content of everything that was ever computed in the
+run (and every poison) into an index of head rows and looks the observed rows up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kvconform.kvcache.oracle import U64, PageContent, TokenChain, expand, poison_seeds, slot_seeds
+
+if TYPE_CHECKING:
+    from kvconform.kvcache.memory import KVMemory
+
+Bytes = npt.NDArray[np.uint8]
+_SHORT_ROW = 4  # rows of fewer bytes recur by chance and identify nothing
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the bytes of one slot are. ``position`` and ``layer`` only where the kind has them."""
+
+    kind: str  # "content", "tainted", "poison", "zero", "constant", "unknown"
+    label: str = ""
+    position: int = -1
+    layer: str = ""
+    rank: int = 0
+    detail: str = ""
+
+
+@dataclass
+class _Known:
+    chain: TokenChain
+    length: int
+    taint: int
+
+
+@dataclass
+class Provenance:
+    """Everything that slots of this run may hold."""
+
+    ranks: tuple[int, ...] = (0,)
+    _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
+    _memories: list[tuple[KVMemory, str]] = field(default_factory=list)
+    _index: dict[tuple[int, bytes], tuple[Origin, int]] = field(default_factory=dict)
+    _indexed: tuple[int, ...] = ()
+
+    def know(self, label: str, chain: TokenChain, length: int, taint: int = 0) -> None:
+        """``label``'s slots [0, length) were (or will be) computed, with ``taint`` on top of wrong KV."""
+        known = self._known.setdefault((label, taint), _Known(chain, 0, taint))
+        known.length = max(known.length, length)
+
+    def know_memory(self, memory: KVMemory, label: str) -> None:
+        """Another engine's memory, whose poison may turn up."""
+        self._memories.append((memory, label))
+
+    def identify(self, observed: Bytes) -> list[Origin]:
+        """One origin per slot of ``observed`` [T, heads, content bytes]."""
+        self._reindex(PageContent(observed.shape[1], observed.shape[2]))
+        return [self._identify_slot(slot) for slot in observed]
+
+    def _identify_slot(self, slot: Bytes) -> Origin:
+        if not slot.any():
+            return Origin("zero")
+        for width in (1, 2, 4):
+            elements = slot.reshape(-1, width) if slot.size % width == 0 and slot.size > 2 * _SHORT_ROW else slot[:0]
+            if len(elements) and (elements == elements[0]).all():
+                return Origin("constant", detail=f"the {width}-byte value 0x{elements[0][::-1].tobytes().hex()}")
+        heads = [self._index.get((slot.shape[1], row.tobytes())) for row in slot]
+        if all(heads):
+            first = heads[0]
+            assert first is not None
+            origins = {(entry[0], entry[1] - head) for head, entry in enumerate(heads) if entry is not None}
+            if origins == {(first[0], first[1])} and first[1] == 0:
+                return first[0]
+            same_slot = len({entry[0] for entry in heads if entry is not None}) == 1
+            order = ", ".join(str(entry[1]) for entry in heads if entry is not None)
+            if same_slot:
+                return Origin(**{**first[0].__dict__, "detail": f"heads in the order {order}"})
+            return Origin(
+                "unknown", detail="a mixture of slots: " + "; ".join(_name(e[0]) for e in heads if e is not None)[:200]
+            )
+        if any(heads):
+            found = next(entry for entry in heads if entry is not None)
+            right = sum(entry is not None for entry in heads)
+            return Origin(
+                "unknown", detail=f"{right} of {len(heads)} heads are those of {_name(found[0])}, the others unknown"
+            )
+        return self._halves(slot)
+
+    def _halves(self, slot: Bytes) -> Origin:
+        """K and V swapped is the one rearrangement inside a head row that real connectors produce."""
+        width = slot.shape[1]
+        for k_width in {width // 2, *range(1, width)}:
+            swapped = np.concatenate([slot[0, k_width:], slot[0, :k_width]])
+            entry = self._index.get((width, swapped.tobytes()))
+            if entry is not None:
+                return Origin(**{**entry[0].__dict__, "detail": "K and V swapped"})
+        return Origin("unknown")
+
+    def _reindex(self, content: PageContent) -> None:
+        signature = (
+            content.heads,
+            content.content_bytes,
+            len(self._memories),
+            *(known.length for known in self._known.values()),
+            *(memory.life(block) for memory, _ in self._memories for block in range(memory.num_blocks)),
+        )
+        if signature == self._indexed or content.content_bytes < _SHORT_ROW:
+            return
+        self._index.clear()
+        for memory, label in self._memories:
+            self._index_poison(memory, label, content)
+        layers = sorted({name for memory, _ in self._memories for name in memory.layers})
+        for (label, _), known in self._known.items():
+            chain = known.chain.chain(0, known.length)
+            kind = "tainted" if known.taint else "content"
+            for layer in layers:
+                for rank in self.ranks:
+                    seeds: U64 = slot_seeds(chain, layer, rank) ^ np.uint64(known.taint)
+                    self._add(expand(seeds, content).numpy(), lambda i: Origin(kind, label, i, layer, rank))  # noqa: B023
+        self._indexed = signature
+
+    def _index_poison(self, memory: KVMemory, label: str, content: PageContent) -> None:
+        for name, layer in memory.layers.items():
+            for block in range(memory.num_blocks):
+                for life in range(memory.life(block) + 1):
+                    seeds = poison_seeds(memory.engine, block, life, layer.block_size, name)
+                    age = "" if life == memory.life(block) else "an earlier life of "
+                    detail = f"{age}block {block}{label}"
+                    self._add(expand(seeds, content).numpy(), lambda i: Origin("poison", detail, i, name))  # noqa: B023
+
+    def _add(self, content: Bytes, origin: object) -> None:
+        for position, slot in enumerate(content):
+            entry = origin(position)  # type: ignore[operator]
+            for head, row in enumerate(slot):
+                # The first writer keeps the name: requests with a common prefix share its bytes.
+                self._index.setdefault((content.shape[2], row.tobytes()), (entry, head))
+
+
+def _name(origin: Origin) -> str:
+    return (
+        f"{origin.label} token {origin.position} of {origin.layer}"
+        if origin.kind != "poison"
+        else f"poison of {origin.label}"
+    )
+
+
+def runs(positions: Iterable[int]) -> list[tuple[int, int]]:
+    """Sorted positions as inclusive (first, last) runs."""
+    result: list[tuple[int, int]] = []
+    for position in sorted(positions):
+        if result and position == result[-1][1] + 1:
+            result[-1] = (result[-1][0], position)
+        else:
+            result.append((position, position))
+    return result
+
+
+def span(first: int, last: int, word: str = "token") -> str:
+    """ "token 5" or "tokens 5-9"."""
+    return f"{word} {first}" if first == last else f"{word}s {first}-{last}"
+
+
+def describe(positions: Sequence[int], origins: Sequence[Origin], layer: str) -> tuple[str, ...]:
+    """One sentence per run of slots whose bytes come from neighbouring places."""
+    sentences: list[str] = []
+    start = 0
+    for end in range(1, len(positions) + 1):
+        if end < len(positions) and _continues(positions, origins, end):
+            continue
+        sentences.append(_sentence(positions[start], positions[end - 1], origins[start], origins[end - 1], layer))
+        start = end
+    return tuple(sentences)
+
+
+def _continues(positions: Sequence[int], origins: Sequence[Origin], end: int) -> bool:
+    before, after = origins[end - 1], origins[end]
+    if positions[end] != positions[end - 1] + 1:
+        return False
+    if before.kind in ("content", "tainted", "poison"):
+        same = (before.kind, before.label, before.layer, before.rank, before.detail)
+        return (
+            same == (after.kind, after.label, after.layer, after.rank, after.detail)
+            and after.position == before.position + 1
+        )
+    return (before.kind, before.detail) == (after.kind, after.detail)
+
+
+def _sentence(first: int, last: int, origin: Origin, final: Origin, layer: str) -> str:
+    where = span(first, last)
+    verb = "holds" if first == last else "hold"
+    if origin.kind == "zero":
+        return f"{where} {verb} zeros"
+    if origin.kind == "constant":
+        return f"{where} {verb} {origin.detail} everywhere"
+    if origin.kind == "poison":
+        other = "" if origin.layer == layer else f" (of layer {origin.layer})"
+        return f"{where} {verb} poison of {origin.label}: nothing was written there{other}"
+    if origin.kind == "unknown":
+        detail = f": {origin.detail}" if origin.detail else ""
+        return f"{where} {verb} bytes that nobody computed in this run{detail}"
+    held = f"{origin.label}'s {span(origin.position, final.position)}"
+    notes = []
+    if origin.layer != layer:
+        notes.append(f"of layer {origin.layer}")
+    if origin.rank:
+        notes.append(f"of rank {origin.rank}")
+    if origin.detail:
+        notes.append(f"with {origin.detail}")
+    if origin.kind == "tainted":
+        notes.append("computed on top of wrong KV")
+    return f"{where} {verb} {held}" + (f" ({', '.join(notes)})" if notes else "")

@@ -1,0 +1,101 @@
+"""pytest hooks of the kit: options, the marker, and switching the rest on.
+
+Without ``--kvconform`` or ``--kvconform-config`` this module is all that is loaded. With them, the hooks that run the
+kit are in :mod:`kvconform.session`. Imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from kvconform.config import RunConfig
+
+_OPTION = "--kvconform"
+_CONFIG_OPTION = "--kvconform-config"
+
+_RUN_CONFIG: pytest.StashKey[RunConfig] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # The choices are checked together with those of the TOML forms, see kvconform/config.py.
+    group = parser.getgroup("kvconform", "conformance of vLLM KV connectors")
+    group.addoption(
+        _OPTION,
+        action="append",
+        dest="kvconform",
+        metavar="SPEC",
+        help="Connector to test: package.module:Class, path/to/file.py:Class or vllm:RegisteredName; repeatable.\n"
+        "Runs the shipped suites unless tests are named.",
+    )
+    group.addoption(
+        _CONFIG_OPTION,
+        dest="kvconform_config",
+        metavar="FILE",
+        help="TOML file with connector, kv_role, kv_connector_extra_config, env and capabilities",
+    )
+    group.addoption(
+        "--kvconform-engine", dest="kvconform_engine", metavar="auto|vllm", help="What drives the connector"
+    )
+    group.addoption(
+        "--kvconform-device", dest="kvconform_device", metavar="auto|cpu|cuda", help="Where the KV caches are"
+    )
+    group.addoption(
+        "--kvconform-budget",
+        dest="kvconform_budget",
+        metavar="quick|full",
+        help="How much is tried: quick (default) for every commit, full for a release",
+    )
+    group.addoption(
+        "--kvconform-seed", dest="kvconform_seed", type=int, metavar="N", help="Seed of all generated scenarios"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    # A vendor's conftest.py may import vLLM, so the environment has to be right before it is loaded.
+    _prepare(early_config, early_config.known_args_namespace)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "kvconform_rules(*ids): rules of the KV connector contract that a test checks (kvconform)"
+    )
+    _prepare(config, config.option)
+    run_config = config.stash.get(_RUN_CONFIG, None)
+    if run_config is not None:
+        from kvconform.session import start_session
+
+        start_session(config, run_config)
+
+
+def _prepare(config: pytest.Config, options: Any) -> None:
+    """Read the configuration and set the environment, once; nothing when the kit was not asked for."""
+    specs, file = getattr(options, "kvconform", None), getattr(options, "kvconform_config", None)
+    if (not specs and file is None) or _RUN_CONFIG in config.stash:
+        return
+    from kvconform.config import read_run_config
+    from kvconform.environment import prepare_environment
+    from kvconform.errors import UsageError
+
+    given = {key: getattr(options, f"kvconform_{key}") for key in ("engine", "device", "budget", "seed")}
+    try:
+        run_config = read_run_config(
+            {"connector": specs, **given},
+            None if file is None else Path(os.path.normpath(config.invocation_params.dir / file)),
+            config.rootpath / "pyproject.toml",
+        )
+        if not run_config.connector:
+            raise UsageError(
+                f"{_CONFIG_OPTION}={file} names no connector: "
+                f'add connector = "my.module:MyConnector" to it, or use {_OPTION}=my.module:MyConnector.'
+            )
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_RUN_CONFIG] = run_config
+    config.add_cleanup(prepare_environment(run_config))

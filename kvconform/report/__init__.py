@@ -1,0 +1,1 @@
+"""Reports of a run: one model, several renderings."""

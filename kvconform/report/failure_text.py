@@ -1,0 +1,166 @@
+"""The text of a failing test, for a reader who has never seen the kit."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from kvconform.checks.model import Finding
+from kvconform.engine.history import (
+    EngineRaised,
+    Event,
+    History,
+    HookCall,
+    ProgramAction,
+    Scheduled,
+    Stray,
+    Tokens,
+    WrongBytes,
+)
+from kvconform.rules import load_catalogue
+from kvconform.scenario.program import Program
+
+WIDTH = 118
+TRACE_LINES = 16
+# Hooks whose call tells a part of the story; the others are noise in a trace.
+_TOLD = (
+    "get_num_new_matched_tokens",
+    "update_state_after_alloc",
+    "request_finished",
+    "request_finished_all_groups",
+    "get_block_ids_with_load_errors",
+    "reset_cache",
+)
+
+
+def failure_text(
+    findings: Sequence[Finding],
+    history: History,
+    program: Program | None,
+    *,
+    target: str,
+    reproduce: str,
+    contrast: str = "",
+) -> str:
+    """Everything about the findings of one scenario, grouped by rule.
+
+    Args:
+        findings: at least one; findings of the same rule share a paragraph.
+        history: of the scenario.
+        program: the scenario, None where a finding needs none (signatures).
+        target: id of the connector.
+        reproduce: a command line.
+        contrast: what the same scenario without its special situation showed.
+    """
+    blocks = []
+    for rule_id in dict.fromkeys(finding.rule for finding in findings):
+        of_rule = [finding for finding in findings if finding.rule == rule_id]
+        blocks.append(_rule_block(rule_id, of_rule, target))
+    requests = {request for finding in findings for request in finding.requests}
+    if contrast:
+        blocks.append(_paragraph("Contrast", [contrast]))
+    if program is not None:
+        blocks.append("Scenario:\n" + textwrap.indent("\n".join(_wrapped(program.lines())), "  "))
+        blocks.append(
+            "What happened:\n" + textwrap.indent("\n".join(_wrapped(trace(history, findings, requests))), "  ")
+        )
+    blocks.append(_paragraph("Reproduce", [reproduce]))
+    return "\n".join(blocks)
+
+
+def _rule_block(rule_id: str, findings: Sequence[Finding], target: str) -> str:
+    rule = load_catalogue().rule(rule_id)
+    lines = [*textwrap.wrap(f"{rule.id} ({rule.level}) broken by {target}: {rule.sentence}", WIDTH)]
+    for finding in findings[:3]:
+        lines += _paragraph("Expected", [finding.expected]).splitlines()
+        lines += _paragraph("Observed", [finding.observed, *finding.details[:6]]).splitlines()
+        hidden = len(finding.details) - 6
+        if hidden > 0:
+            lines.append(f"  (and {hidden} more runs)")
+    if len(findings) > 3:
+        lines.append(f"  (and {len(findings) - 3} more findings of this rule)")
+    lines += _paragraph("Why it matters", [rule.consequence]).splitlines()
+    lines += _paragraph("How to fix", [rule.fix]).splitlines()
+    if rule.evidence:
+        lines += _paragraph("Source", [str(rule.evidence[0])]).splitlines()
+    lines.append(f"More: kvconform explain {rule.id}")
+    return "\n".join(lines) + "\n"
+
+
+def _paragraph(title: str, sentences: Iterable[str]) -> str:
+    head = f"{title}: "
+    body = [
+        line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH - len(head), break_long_words=False)
+    ]
+    return "\n".join((head if index == 0 else " " * len(head)) + line for index, line in enumerate(body))
+
+
+def _wrapped(lines: Iterable[str]) -> list[str]:
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, WIDTH - 2, subsequent_indent="    ", break_long_words=False) or [""]
+    ]
+
+
+def trace(history: History, findings: Sequence[Finding], requests: set[str]) -> list[str]:
+    """The steps that lead to the first finding, restricted to the requests concerned; the oldest ones are cut."""
+    first = min(findings, key=lambda finding: _order(history, finding.at)).at
+    last = _order(history, first)
+    lines = []
+    for event in history.events[: last + 1]:
+        line = _line(event, requests, event is first)
+        if line is not None:
+            lines.append(f"engine {event.engine} step {event.step:>2}  {line}")
+    lines = list(dict.fromkeys(lines))
+    if len(lines) > TRACE_LINES:
+        lines = [f"... {len(lines) - TRACE_LINES} earlier lines cut", *lines[-TRACE_LINES:]]
+    return lines
+
+
+def _order(history: History, event: Event) -> int:
+    return next((index for index, known in enumerate(history.events) if known is event), len(history.events) - 1)
+
+
+def _line(event: Event, requests: set[str], is_finding: bool) -> str | None:
+    match event:
+        case ProgramAction(action=action, detail=detail):
+            return f"scenario: {action} {detail.get('request', '')}".rstrip()
+        case Scheduled(computed=computed, scheduled=scheduled):
+            parts = [f"{r}: {n} tokens from position {computed[r]}" for r, n in scheduled.items()]
+            preempted = [f"{r} preempted" for r in event.preempted]
+            return "scheduled " + ", ".join(parts + preempted) if parts or preempted else None
+        case HookCall(error=error) if error is not None:
+            return f"{event.hook} RAISED {error}"
+        case HookCall() if event.hook in _TOLD:
+            return _hook_line(event, requests)
+        case Tokens(request=request, finish_reason=reason) if reason is not None and (
+            not requests or request in requests
+        ):
+            return f"{request} ended ({reason})"
+        case WrongBytes() if is_finding:
+            return f"WRONG BYTES in {event.layer} for {event.request}: {event.observed[0]}"
+        case Stray() if is_finding:
+            return f"STRAY WRITE to block {event.block} of {event.layer}, {event.phase}"
+        case EngineRaised() if is_finding:
+            return f"ENGINE DEAD during {event.during}: {event.error}"
+        case _:
+            return None
+
+
+def _hook_line(call: HookCall, requests: set[str]) -> str | None:
+    request = call.args.get("request")
+    if request is not None and requests and request not in requests:
+        return None
+    if call.hook == "get_num_new_matched_tokens":
+        return f"get_num_new_matched_tokens({request}, {call.args['num_computed_tokens']}) -> {call.result}"
+    if call.hook == "update_state_after_alloc":
+        blocks = ", ".join(map(str, call.args["block_ids"]))
+        external = call.args["num_external_tokens"]
+        return f"update_state_after_alloc({request}, blocks {blocks}, num_external_tokens={external})"
+    if call.hook == "get_block_ids_with_load_errors":
+        failed = call.result.get("set") if isinstance(call.result, dict) else call.result
+        return f"get_block_ids_with_load_errors -> {failed}" if failed else None
+    if call.hook == "reset_cache":
+        return f"reset_cache() -> {call.result}"
+    return f"{call.hook}({request}, {call.args['status']}) -> {call.result}"

@@ -1,0 +1,124 @@
+"""A run as text for a terminal, a log file or a narrow window."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from kvconform.report.model import RuleLine, RunReport, TargetReport
+from kvconform.verdicts import RuleVerdict, Verdict
+
+_LABELS = {
+    Verdict.PASS: ("PASS", "green"),
+    Verdict.FAIL: ("FAIL", "bold red"),
+    Verdict.WARN: ("WARN", "yellow"),
+    Verdict.NOT_APPLICABLE: ("N/A", "dim"),
+    Verdict.INCONCLUSIVE: ("INCONCLUSIVE", "magenta"),
+    Verdict.TIMEOUT: ("TIMEOUT", "bold red"),
+    Verdict.CRASH: ("CRASH", "bold red"),
+    Verdict.KIT_ERROR: ("KIT ERROR", "bold red"),
+}
+#: Narrower windows get lines of this width all the same.
+_MIN_WIDTH = 40
+_MAX_TESTS = 3
+_MAX_REASONS = 3
+#: Characters of a reason that is repeated rather than referred to.
+_SHORT_REASON = 60
+_ASCII = str.maketrans(
+    {"…": "...", "–": "-", "—": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "≠": "!=", "“": '"', "”": '"', "’": "'"}
+)
+
+
+def render(report: RunReport, *, width: int, color: bool) -> str:
+    """The report as text, without a final newline.
+
+    Args:
+        report: what to show.
+        width: columns of the window.
+        color: whether ANSI colours may be used; without them the text is pure ASCII.
+    """
+    # Imported late: whoever only collects results shouldn't pay for it.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=max(width, _MIN_WIDTH),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    for target in report.targets:
+        console.print(Text(target.target or "Tests without a target", style="bold"))
+        reasons: dict[tuple[str, ...], str] = {}
+        for chapter in target.chapters:
+            console.print(Text(f"\n{chapter.title}"))
+            table = Table.grid(padding=(0, 1, 0, 1))
+            table.add_column(no_wrap=True, min_width=12)
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
+            for line in chapter.lines:
+                label, style = _LABELS[line.verdict.verdict]
+                table.add_row(Text(label, style), Text(line.verdict.rule), Text("\n".join(_details(line, reasons))))
+            console.print(table)
+        console.print(Text(f"\n{_counts(target)}\n"))
+    for spec, sentence in report.unusable.items():
+        console.print(
+            Text.assemble(("NOT TESTED ", "bold red"), sentence if spec in sentence else f"{spec}: {sentence}")
+        )
+    console.print(Text(report.environment))
+    text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+    return text if color else text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def _details(line: RuleLine, reasons: dict[tuple[str, ...], str]) -> Iterator[str]:
+    """The rule's sentence, then what the verdict rests on.
+
+    ``reasons`` holds what was missing for the target's earlier rules, so that a reason of many rules is told once.
+    """
+    verdict = line.verdict
+    if line.sentence:
+        yield line.sentence
+    if verdict.verdict is Verdict.PASS:
+        yield f"witnessed: {_witnesses(verdict)}"
+    elif verdict.verdict in (Verdict.INCONCLUSIVE, Verdict.NOT_APPLICABLE):
+        first = reasons.setdefault(verdict.messages, verdict.rule)
+        if first != verdict.rule and sum(map(len, verdict.messages)) > _SHORT_REASON:
+            yield f"for the reason given at {first}"
+        else:
+            yield from verdict.messages[:_MAX_REASONS]
+            if len(verdict.messages) > _MAX_REASONS:
+                yield f"and {len(verdict.messages) - _MAX_REASONS} more reasons of this kind"
+    elif verdict.verdict is Verdict.WARN:
+        # The tests of a SHOULD do not fail, so this is the only place for their texts.
+        for message in verdict.messages:
+            yield from message.splitlines()
+        yield f"test: {_tests(verdict)}"
+    else:
+        # The whole texts stand under FAILURES.
+        yield f"test: {_tests(verdict)}"
+        yield f"more: kvconform explain {verdict.rule}"
+
+
+def _witnesses(verdict: RuleVerdict) -> str:
+    return ", ".join(f"{count} {what}" for what, count in verdict.witnesses.items() if count > 0)
+
+
+def _tests(verdict: RuleVerdict) -> str:
+    nodeids = list(dict.fromkeys(result.nodeid for result in verdict.deciding if result.nodeid))
+    more = f" and {len(nodeids) - _MAX_TESTS} more" if len(nodeids) > _MAX_TESTS else ""
+    return ", ".join(nodeids[:_MAX_TESTS]) + more
+
+
+def _counts(target: TargetReport) -> str:
+    counts = target.counts()
+    total = sum(counts.values())
+    parts = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items())
+    used = f" (settings of the preset for {target.preset})" if target.preset else ""
+    return f"{total} rule{'s' if total != 1 else ''}: {parts}{used}"

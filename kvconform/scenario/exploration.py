@@ -1,0 +1,178 @@
+"""Trying a family's programs until one fails, and shrinking that one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from kvconform.checks import CHECKS_BY_RULE, Examination
+from kvconform.scenario.program import Program
+from kvconform.scenario.transfer import Family
+
+# Executions that shrinking may spend once a program has failed: enough for a readable scenario, a few seconds at most.
+SHRINK_LIMIT = 60
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many programs hypothesis draws beyond a family's fixed examples."""
+
+    examples: int
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """What exploring a family has shown.
+
+    ``failed`` is the program that broke a rule the caller asked about; ``elsewhere`` holds, per other rule, the first
+    program that broke it.
+    """
+
+    programs: int = 0
+    refused: list[str] = field(default_factory=list)
+    witnesses: dict[str, Counter[str]] = field(default_factory=dict)
+    failed: tuple[Program, Examination] | None = None
+    contrast: str = ""
+    elsewhere: dict[str, tuple[Program, Examination]] = field(default_factory=dict)
+
+    def note(self, examination: Examination) -> None:
+        """Count a run's witnesses."""
+        self.programs += 1
+        for rule, seen in examination.witnesses.items():
+            self.witnesses.setdefault(rule, Counter()).update(dict(seen))
+
+    def witness(self, rule: str) -> Mapping[str, int]:
+        """What was seen for ``rule`` over all programs."""
+        return self.witnesses.get(rule, Counter())
+
+
+class Refused(Exception):
+    """The connector refused to start with this set-up; legal, with its own words."""
+
+
+# Plays a program and examines it; raises Refused.
+Play = Callable[[Program], Examination]
+
+
+class _Broken(AssertionError):
+    """Carries hypothesis' shrinking; one subclass per set of rules, so that it cannot slip to another defect."""
+
+
+@cache
+def _broken(rules: tuple[str, ...]) -> type[_Broken]:
+    return type(f"Broken_{'_'.join(rules)}", (_Broken,), {})
+
+
+@dataclass
+class Explorer:
+    """Tries one family. ``rules`` are what the caller asks about; findings of others are noted and passed over."""
+
+    family: Family
+    rules: frozenset[str]
+    play: Play
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def explore(self, budget: Budget) -> Outcome:
+        """Run the fixed examples, then draw; stop at the first failure and shrink it."""
+        for program in self.family.examples:
+            if self._run(program) is not None:
+                return self.outcome
+        if budget.examples > 0:
+            self._draw(budget)
+        return self.outcome
+
+    def _draw(self, budget: Budget) -> None:
+        outcome = self.outcome
+        known: dict[str, tuple[Examination, str] | None] = {}
+        after_failure = 0
+
+        @hypothesis.seed(budget.seed)
+        @settings(
+            max_examples=budget.examples,
+            database=None,
+            deadline=None,
+            derandomize=False,
+            report_multiple_bugs=False,
+            print_blob=False,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(program=self.family.strategy)
+        def body(program: Program) -> None:
+            nonlocal after_failure
+            key = repr(program)
+            if key not in known:
+                if outcome.failed is not None:
+                    after_failure += 1
+                    if after_failure > SHRINK_LIMIT:
+                        return
+                known[key] = self._run(program)
+            broken = known[key]
+            if broken is not None:
+                outcome.failed, outcome.contrast = (program, broken[0]), broken[1]
+                rules = tuple(sorted({finding.rule for finding in broken[0].findings}))
+                raise _broken(rules)(", ".join(rules))
+
+        with contextlib.suppress(_Broken):
+            body()
+
+    def _run(self, program: Program) -> tuple[Examination, str] | None:
+        """Play one program; its examination, findings bound to their rules, if it broke a rule that was asked about."""
+        try:
+            examination = self.play(program)
+        except Refused as error:
+            self.outcome.refused.append(str(error))
+            return None
+        contrast = ""
+        if not examination.clean:
+            examination, contrast = bind_to_situation(self.family, program, examination, self.play)
+        own = tuple(finding for finding in examination.findings if finding.rule in self.rules)
+        for finding in examination.findings:
+            if finding.rule not in self.rules:
+                self.outcome.elsewhere.setdefault(finding.rule, (program, replace(examination, findings=(finding,))))
+        if not own:
+            self.outcome.note(examination)
+            return None
+        examination = replace(examination, findings=own)
+        self.outcome.failed, self.outcome.contrast = (program, examination), contrast
+        return examination, contrast
+
+
+def bind_to_situation(
+    family: Family, program: Program, examination: Examination, play: Play
+) -> tuple[Examination, str]:
+    """Give symptoms (wrong bytes, exceptions, hangs) to the family's rule if the control program does not show them."""
+    symptoms = [finding for finding in examination.findings if finding.symptom and finding.rule not in family.keeps]
+    if not symptoms or family.control is None or family.rule == "LOAD-01":
+        return examination, ""
+    try:
+        control = play(family.control(program))
+    except Refused:
+        return examination, ""
+    if any(finding.symptom for finding in control.findings):
+        return examination, f"The same scenario without {family.situation} fails as well, so that is not the cause."
+    if not control.witnesses["LOAD-01"]["external tokens compared"]:
+        return examination, ""
+    findings = tuple(
+        replace(finding, rule=family.rule) if finding in symptoms else finding for finding in examination.findings
+    )
+    loaded = control.witnesses["LOAD-01"]["external tokens compared"]
+    contrast = (
+        f"The same scenario without {family.situation} is right ({loaded} external tokens compared, no difference)."
+    )
+    if family.explain is not None:
+        contrast += " " + family.explain(examination.history)
+    return Examination(examination.history, findings, examination.witnesses), contrast
+
+
+def missing(rule: str) -> str:
+    """What was lacking when nothing was witnessed for ``rule``."""
+    check = CHECKS_BY_RULE.get(rule) or CHECKS_BY_RULE["LOAD-01"]
+    return check.missing

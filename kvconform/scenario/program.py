@@ -1,0 +1,152 @@
+"""A scenario is a program: an engine set-up and a list of actions, all plain data.
+
+Programs are what hypothesis draws and shrinks, what a failure prints, and what a case file stores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvconform.engine.options import EngineOptions
+from kvconform.kvcache.oracle import Identity, TokenChain, prompt_tokens
+
+
+@dataclass(frozen=True)
+class RequestSpec:
+    """One request. ``prompt`` is (seed, length) segments: requests with equal leading segments share a prefix.
+
+    ``continues`` puts another request's prompt and all its generated tokens before the prompt, as the next turn of a
+    conversation does. ``kv_transfer_params`` is what a front-end hands to the connector in
+    ``sampling_params.extra_args``.
+    """
+
+    id: str
+    prompt: tuple[tuple[int, int], ...]
+    max_tokens: int = 1
+    lora: str | None = None
+    salt: str | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    skip_reading_prefix_cache: bool = False
+    continues: RequestSpec | None = None
+
+    def identity(self, model: str) -> Identity:
+        """What else than tokens determines this request's KV on ``model``."""
+        return Identity(model=model, lora=self.lora, salt=self.salt)
+
+    def prompt_ids(self, model: str) -> tuple[int, ...]:
+        """The prompt's token ids; on ``model`` because generated tokens of an earlier turn depend on it."""
+        own = prompt_tokens(self.prompt)
+        if self.continues is None:
+            return own
+        earlier = TokenChain(self.continues.prompt_ids(model), self.continues.identity(model))
+        return (*earlier.tokens(self.continues.prompt_length + self.continues.max_tokens), *own)
+
+    @property
+    def prompt_length(self) -> int:
+        """Prompt length in tokens."""
+        before = 0 if self.continues is None else self.continues.prompt_length + self.continues.max_tokens
+        return before + sum(length for _, length in self.prompt)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Queue a request."""
+
+    request: RequestSpec
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Abort a request by id; one that ended already is left alone."""
+
+    request: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """Run ``count`` engine steps (fewer if the engine becomes idle)."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Step until the engine is idle."""
+
+
+@dataclass(frozen=True)
+class ForgetLocal:
+    """Drop vLLM's local prefix cache, so that only the connector can still offer a hit."""
+
+
+@dataclass(frozen=True)
+class PreemptAll:
+    """Preempt every running request by ``reset_prefix_cache(reset_running_requests=True)``."""
+
+
+@dataclass(frozen=True)
+class ResetConnector:
+    """``reset_prefix_cache(reset_connector=True)``: stored KV must not be offered any more."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Shut the engine down and start a new one on the same store."""
+
+    options: EngineOptions | None = None
+
+
+Action = Add | Abort | Step | Drain | ForgetLocal | PreemptAll | ResetConnector | Restart
+
+
+@dataclass(frozen=True)
+class Program:
+    """An engine and what is done with it. ``name`` is the scenario family, for reports."""
+
+    name: str
+    options: EngineOptions = field(default_factory=EngineOptions)
+    actions: tuple[Action, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The program as numbered lines for a failure text."""
+        text = [f"engine: {describe_options(self.options)}"]
+        text += [f"{number}. {describe_action(action)}" for number, action in enumerate(self.actions, 1)]
+        return text
+
+
+def describe_options(options: EngineOptions) -> str:
+    """One line: cache shape, token budget, runner."""
+    return (
+        f"{options.shape.describe()}; max_num_batched_tokens={options.max_num_batched_tokens}, "
+        f"model runner {options.runner}, load failures: {options.load_failure_policy}"
+        + ("" if options.enable_prefix_caching else ", no prefix caching")
+        + ("" if options.model == "model" else f", model {options.model}")
+    )
+
+
+def describe_action(action: Action) -> str:
+    """One line per action."""
+    if isinstance(action, Add):
+        request = action.request
+        parts = [f"{length} tokens of seed {seed}" for seed, length in request.prompt]
+        if request.continues is not None:
+            parts.insert(0, f"{request.continues.id}'s prompt and its {request.continues.max_tokens} generated tokens")
+        prompt = " + ".join(parts)
+        extra = "".join(
+            f", {name} {value!r}" for name, value in (("LoRA", request.lora), ("salt", request.salt)) if value
+        )
+        tokens = f"prompt {request.prompt_length} tokens ({prompt}), max_tokens={request.max_tokens}"
+        return f"add {request.id}: {tokens}{extra}"
+    if isinstance(action, Abort):
+        return f"abort {action.request}"
+    if isinstance(action, Step):
+        return f"run {action.count} step(s)"
+    texts = {
+        Drain: "run until idle",
+        ForgetLocal: "drop the local prefix cache",
+        PreemptAll: "preempt every running request (reset_prefix_cache(reset_running_requests=True))",
+        ResetConnector: "reset the connector's cache (reset_prefix_cache(reset_connector=True))",
+        Restart: "shut down, start a new engine on the same store",
+    }
+    return texts[type(action)]

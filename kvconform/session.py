@@ -1,0 +1,223 @@
+"""The pytest hooks of a run of the kit: parametrising over the connectors, and gathering verdicts.
+
+Registered by :mod:`kvconform.plugin` only when the kit was asked for. Results travel in ``report.user_properties``, so
+that they reach the controller from xdist's workers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvconform import collection
+from kvconform.config import RunConfig
+from kvconform.errors import UsageError
+from kvconform.judgement import explain_outcome
+from kvconform.outcomes import PROPERTY, entries_in, results_in, rules_of, target_of
+from kvconform.report.model import RunReport, build_report, describe_environment
+from kvconform.target import Target, parse_target
+from kvconform.target_fixtures import RUN_CONFIG, UnusableTargetError
+from kvconform.verdicts import RuleResult, Verdict
+
+_WORKER_OUTPUT = "kvconform"
+
+
+def start_session(config: pytest.Config, run_config: RunConfig) -> None:
+    """Check the targets and register the hooks and fixtures.
+
+    Raises:
+        pytest.UsageError: none of the targets can be used.
+    """
+    targets, unusable = _parse_targets(config, run_config)
+    if not targets:
+        raise pytest.UsageError("\n".join(unusable.values()))
+    collection.collect_suites_by_default(config)
+    collection.share_conftest_fixtures(config)
+    config.stash[RUN_CONFIG] = run_config
+    config.pluginmanager.import_plugin("kvconform.target_fixtures")
+    config.pluginmanager.register(ConformanceSession(config, run_config, targets, unusable), "kvconform-session")
+    if importlib.util.find_spec("kvconform.fixtures") is not None:
+        config.pluginmanager.import_plugin("kvconform.fixtures")
+
+
+def _parse_targets(config: pytest.Config, run_config: RunConfig) -> tuple[tuple[Target, ...], dict[str, str]]:
+    targets: dict[str, Target] = {}
+    unusable: dict[str, str] = {}
+    for spec in run_config.connector:
+        try:
+            target = parse_target(spec, run_config.connector_directory or config.invocation_params.dir)
+            targets.setdefault(target.id, target)
+        except UsageError as error:
+            unusable[spec] = str(error)
+    return tuple(targets.values()), unusable
+
+
+class ConformanceSession:
+    """State and hooks of one run, on the controller, on each xdist worker, or without xdist on the one process."""
+
+    def __init__(
+        self, config: pytest.Config, run_config: RunConfig, targets: tuple[Target, ...], unusable: dict[str, str]
+    ) -> None:
+        self._config = config
+        self._run_config = run_config
+        self._targets = targets
+        self._unusable = unusable
+        #: (target id, rule id) of all collected tests, as an ordered set.
+        self._named: dict[tuple[str, str], None] = {}
+        #: By test id: a later report of a test (call, teardown) repeats what an earlier one said.
+        self._results: dict[str, list[RuleResult]] = {}
+        self._tests: dict[str, dict[str, Any]] = {}
+        self._crashed: list[str] = []
+        self._loud: set[str] = set()
+
+    # --- collection ---------------------------------------------------------------------------------------------------
+
+    def pytest_report_header(self) -> list[str]:
+        names = ", ".join(target.id for target in self._targets)
+        return [f"kvconform: {names}", self._environment()]
+
+    def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return collection.collect_suite_file(file_path, parent)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "kvconform_target" in metafunc.fixturenames:
+            ids = [target.id for target in self._targets]
+            metafunc.parametrize("kvconform_target", self._targets, indirect=True, ids=ids, scope="session")
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        collection.share_conftest_hooks(self._config, session.items)
+        self._named.update(dict.fromkeys((target_of(item), rule) for item in session.items for rule in rules_of(item)))
+        worker_output = getattr(self._config, "workeroutput", None)
+        if worker_output is not None:
+            worker_output[_WORKER_OUTPUT] = [list(pair) for pair in self._named]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        pairs = (getattr(node, "workeroutput", None) or {}).get(_WORKER_OUTPUT, [])
+        self._named.update(dict.fromkeys((target, rule) for target, rule in pairs))
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        # Runs inside pytest's own wrapper, so that a vendor's "-W error" is for the vendor's code and for ours.
+        with warnings.catch_warnings():
+            for package in ("vllm", "torch"):
+                warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+            return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        # Said before anything can crash, so that the controller knows what a dead worker was at.
+        rules = rules_of(item)
+        if rules:
+            self._say(item, "test", {"target": target_of(item), "rules": rules})
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        error = call.excinfo.value if call.excinfo is not None else None
+        if isinstance(error, UnusableTargetError):
+            self._report_unusable(item, report, error)
+        else:
+            for result in explain_outcome(item, report, error):
+                self._say(item, "result", result.to_dict())
+        report.user_properties = list(item.user_properties)
+        return report
+
+    def _say(self, item: pytest.Item, kind: str, entry: dict[str, Any]) -> None:
+        item.user_properties.append((PROPERTY, json.dumps({"type": kind, **entry}, sort_keys=True)))
+
+    def _report_unusable(self, item: pytest.Item, report: pytest.TestReport, error: UnusableTargetError) -> None:
+        """The first test says the sentence, the others of the target are skipped and point to it."""
+        path, line, _ = item.location
+        if error.target in self._loud:
+            report.outcome = "skipped"
+            report.longrepr = (path, (line or 0) + 1, f"Skipped: {error.target} cannot be tested, see the first error")
+        else:
+            self._loud.add(error.target)
+            report.outcome = "failed"
+            report.longrepr = str(error)
+            self._say(item, "unusable", {"target": error.target, "sentence": str(error)})
+
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+        if report.when == "call" and getattr(report, "kvconform_warned", False):
+            return "warned", "w", ("WARN", {"yellow": True})
+        return None
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        nodeid = report.nodeid
+        for entry in entries_in(report.user_properties, "unusable"):
+            self._unusable.setdefault(entry["target"], entry["sentence"])
+        for entry in entries_in(report.user_properties, "test"):
+            self._tests[nodeid] = entry
+        results = results_in(report.user_properties)
+        if results:
+            self._results[nodeid] = [r if r.duration else replace(r, duration=report.duration) for r in results]
+        # What xdist reports for the test that a worker process died in; there is no constant for it.
+        if getattr(report, "when", None) == "???" and report.failed:
+            self._crashed.append(nodeid)
+
+    def _all_results(self) -> Iterator[RuleResult]:
+        for results in self._results.values():
+            yield from results
+        for nodeid in self._crashed:
+            test = self._tests.get(nodeid, {"target": "", "rules": ()})
+            for rule in test["rules"]:
+                message = "the process that ran the test died"
+                yield RuleResult(rule, test["target"], Verdict.CRASH, nodeid=nodeid, message=message)
+
+    def _environment(self) -> str:
+        config = self._run_config
+        return describe_environment(
+            engine=config.resolved_engine, device=config.resolved_device, budget=config.budget, seed=config.seed
+        )
+
+    def _report(self) -> RunReport:
+        from kvconform.rules import load_catalogue
+
+        return build_report(
+            presets={target.id: self._run_config.for_target(target).preset for target in self._targets},
+            named=self._named,
+            results=self._all_results(),
+            unusable=self._unusable,
+            environment=self._environment(),
+            catalogue=load_catalogue(),
+        )
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(self._config, "workerinput"):
+            return
+        ended = session.exitstatus
+        if self._unusable and ended in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.TESTS_FAILED,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+        ):
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        elif ended == pytest.ExitCode.OK and not self._config.option.collectonly and self._report().has_bad_verdict:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        from kvconform.report.terminal import render
+
+        if self._config.option.collectonly and not self._unusable:
+            return
+        terminalreporter.section("kvconform")
+        # The markup and width are those that pytest decided on (--color, a pipe, the window).
+        writer = terminalreporter._tw
+        terminalreporter.write_line(render(self._report(), width=writer.fullwidth, color=writer.hasmarkup))

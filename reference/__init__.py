@@ -1,0 +1,1 @@
+"""Connectors that keep every rule of the contract, written to be read and copied from."""

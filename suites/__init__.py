@@ -1,0 +1,1 @@
+"""The conformance suites: one module per chapter of the contract, run against a vendor's connector."""
