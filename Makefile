@@ -33,28 +33,28 @@ demo: $(STAMPS)/kvconform $(STAMPS)/vllm ## Install everything and run the suite
 	$(BIN)/pytest --kvconform=$(REFERENCE) --junitxml=$(REPORTS)/demo.xml $(PYTEST_ARGS)
 	@echo "The report for each rule is above; the same results as JUnit XML: $(abspath $(REPORTS)/demo.xml)"
 
-test: $(STAMPS)/kvconform $(STAMPS)/vllm ## Install everything, the real vLLM too, and run all tests of the project
+test: $(STAMPS)/dev $(STAMPS)/vllm ## Install everything, the real vLLM too, and run all tests of the project
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 releases: $(STAMPS)/kvconform $(STAMPS)/vllm $(OVERLAY)/.installed ## Run the suites on the reference connector with the next vLLM release
 	PYTHONPATH=$(OVERLAY) $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
 
-lint: $(STAMPS)/kvconform ## ruff and mypy
+lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMPS)/kvconform ## Let ruff put the source into shape
+format: $(STAMPS)/dev ## Let ruff put the source into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-out-of-tree: $(STAMPS)/kvconform $(STAMPS)/vllm ## Try the built wheel from a vendor's package in a clean environment
+out-of-tree: $(STAMPS)/dev $(STAMPS)/vllm ## Try the built wheel from a vendor's package in a clean environment
 	$(BIN)/python .ci/out_of_tree.py
 
-wheel: $(STAMPS)/kvconform ## Build the distribution into dist/
+wheel: $(STAMPS)/dev ## Build the distribution into dist/
 	$(BIN)/python -m build --outdir dist
 
-install: $(STAMPS)/kvconform $(STAMPS)/vllm ## Only make .venv
+install: $(STAMPS)/dev $(STAMPS)/vllm ## Only make .venv
 
 clean: ## Remove everything that was made
 	rm -rf .venv .overlays .kvconform build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -72,6 +72,10 @@ $(STAMPS)/vllm: $(STAMPS)/venv constraints.txt
 	@touch $@
 
 $(STAMPS)/kvconform: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(PINNED) --editable .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/kvconform
 	$(PINNED) --editable ".[dev]"
 	@touch $@
 

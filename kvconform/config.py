@@ -55,6 +55,8 @@ class RunConfig:
     #: "quick" for every commit, "full" for a release.
     budget: Budget = "quick"
     seed: int = 0
+    #: Seconds that one scenario may take before the connector's process is killed.
+    timeout: float = 60.0
     #: Target id of the preset that filled in keys; None when none did.
     preset: str | None = None
     #: Keys that the user gave, by any of the three ways.
@@ -139,6 +141,7 @@ class _Reader:
             "device": lambda key, value: self._choice(key, value, DEVICES),
             "budget": lambda key, value: self._choice(key, value, BUDGETS),
             "seed": self._seed,
+            "timeout": self._timeout,
         }
 
     def values(self, table: Any) -> dict[str, Any]:
@@ -187,6 +190,11 @@ class _Reader:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self._wrong(key, value, "a whole number that is not negative")
         return value
+
+    def _timeout(self, key: str, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise self._wrong(key, value, "a number of seconds above 0")
+        return float(value)
 
     def _extra_config(self, key: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):

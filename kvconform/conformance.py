@@ -6,20 +6,24 @@ import shutil
 import socket
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from kvconform.checks import CHECKS_BY_RULE, Examination, examine
+from kvconform.api import vllm_version
+from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
+from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig, expand, placeholders
 from kvconform.engine.history import EngineRaised, History, WrongBytes
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import Engine
+from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.kvcache.provenance import Provenance
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, record, rules_of
-from kvconform.report.failure_text import failure_text
+from kvconform.report.failure_text import crashed_text, failure_text, hung_text
+from kvconform.rules import load_catalogue
 from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing
 from kvconform.scenario.program import Program
 from kvconform.scenario.run import play
@@ -39,7 +43,9 @@ class Conformance:
 
     target: Target
     config: RunConfig
+    room: Room | None = None
     _examined: dict[str, Examination | str] = field(default_factory=dict)
+    _observation: ClassObservation | None = None
 
     # -- playing ---------------------------------------------------------------------------------------------------
 
@@ -54,11 +60,15 @@ class Conformance:
     def play(self, program: Program) -> History:
         """Run a program on fresh engines and a fresh store."""
         directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
-        spec = self.connector_spec(directory)
+        specs = {False: self.connector_spec(directory)}
+        if program.twin:
+            (directory / "twin").mkdir()
+            specs[True] = self.connector_spec(directory / "twin")
 
         def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
             from kvconform.engine.vllm_engine.engine import VllmEngine
 
+            spec = specs[program.twin and number % 2 == 0]
             return VllmEngine(options, spec, history, provenance, number, self.config.resolved_device)
 
         try:
@@ -67,19 +77,52 @@ class Conformance:
             shutil.rmtree(directory, ignore_errors=True)
 
     def examine(self, program: Program) -> Examination:
-        """Play and judge a program.
+        """Play and judge a program, in the connector's own process if there is one.
 
         Raises:
             Refused: the connector refused to start with this set-up.
+            HungError, CrashedError: what became of the connector's process.
         """
         key = repr(program)
         if key not in self._examined:
-            history = self.play(program)
-            self._examined[key] = refused(history) or self._fair(examine(history))
+            try:
+                self._examined[key] = self._examine_here(program) if self.room is None else self.room.examine(program)
+            except Refused as error:
+                self._examined[key] = str(error)
         known = self._examined[key]
         if isinstance(known, str):
             raise Refused(known)
         return known
+
+    def _examine_here(self, program: Program) -> Examination:
+        history = self.play(program)
+        examination = self._fair(examine(history))
+        refusal = refused(history)
+        # A refusal is legal, unless a rule about starting was broken.
+        if refusal is not None and examination.clean:
+            raise Refused(refusal)
+        return examination
+
+    @property
+    def observation(self) -> ClassObservation:
+        """How the class is imported and built, seen in processes of its own; the same object all the time."""
+        if self._observation is None:
+            self._observation = self._observe()
+        return self._observation
+
+    def _observe(self) -> ClassObservation:
+        from kvconform.isolation.observing import observe_class
+
+        directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
+        try:
+            specs = []
+            for name in ("both", "scheduler"):
+                (directory / name).mkdir()
+                specs.append(self.connector_spec(directory / name))
+            nursery = None if self.room is None else self.room.nursery
+            return observe_class(nursery, self.target, specs[0], specs[1], self.config.resolved_device)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     @property
     def transfers_true_bytes(self) -> bool:
@@ -91,6 +134,13 @@ class Conformance:
             return examination
         kept = tuple(finding for finding in examination.findings if not isinstance(finding.at, WrongBytes))
         return replace(examination, findings=kept)
+
+    def demand(self, rule: str) -> None:
+        """Raises NotApplicable if ``rule`` is none of the installed vLLM's release."""
+        known, version = load_catalogue().rule(rule), vllm_version() or ""
+        if version and not known.applies_to(version):
+            last = f" until {known.until}" if known.until else ""
+            raise NotApplicable(f"a rule of vLLM from {known.since} on{last}; installed is {version}")
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
@@ -108,7 +158,20 @@ class Conformance:
             NotApplicable: the connector refuses every set-up of the family, in its own words.
         """
         rules = rules_of(request.node)
-        outcome = self.explore(family, rules, request.node.nodeid)
+        try:
+            outcome = self.explore(family, rules, request.node.nodeid)
+        except HungError as error:
+            raise ConformanceFailure(
+                hung_text(error, family.name, target=self.target.id, reproduce=self.reproduce(request.node.nodeid)),
+                rules=(family.rule,),
+                verdict=Verdict.TIMEOUT,
+            ) from None
+        except CrashedError as error:
+            raise ConformanceFailure(
+                crashed_text(error, family.name, target=self.target.id, reproduce=self.reproduce(request.node.nodeid)),
+                rules=(family.rule,),
+                verdict=Verdict.CRASH,
+            ) from None
         for rule, (program, examination) in outcome.elsewhere.items():
             record(request, rule, Verdict.FAIL, message=self._text(request, examination, program))
         if outcome.failed is not None:
@@ -129,6 +192,40 @@ class Conformance:
         if not any(outcome.witness(witness_rule(rules[0])).values()):
             raise Inconclusive(missing(rules[0]))
         return outcome
+
+    def conclude(
+        self,
+        request: pytest.FixtureRequest,
+        findings: Iterable[Finding],
+        witnesses: Mapping[str, Mapping[str, int]],
+        lacking: str,
+    ) -> None:
+        """Settle the rules that a test names from findings that need no scenario.
+
+        Args:
+            request: of the test.
+            findings: of rules that the test names.
+            witnesses: per rule what was seen; a named rule without one is inconclusive.
+            lacking: why nothing was seen.
+
+        Raises:
+            ConformanceFailure: there are findings.
+            Inconclusive: there is no witness for the first named rule.
+        """
+        found = tuple(findings)
+        broken = tuple(dict.fromkeys(finding.rule for finding in found))
+        rules = rules_of(request.node)
+        seen = {rule: {what: n for what, n in witnesses.get(rule, {}).items() if n} for rule in rules}
+        for rule in rules:
+            if rule not in broken:
+                verdict = Verdict.PASS if seen[rule] else Verdict.INCONCLUSIVE
+                record(request, rule, verdict, witnesses=seen[rule], message="" if seen[rule] else lacking)
+        if found:
+            reproduce = self.reproduce(request.node.nodeid)
+            text = failure_text(found, History(), None, target=self.target.id, reproduce=reproduce)
+            raise ConformanceFailure(text, rules=broken)
+        if not seen[rules[0]]:
+            raise Inconclusive(lacking)
 
     def _text(
         self, request: pytest.FixtureRequest, examination: Examination, program: Program, contrast: str = ""
@@ -170,7 +267,7 @@ def witness_rule(rule: str) -> str:
 def refused(history: History) -> str | None:
     """Why the first engine did not start, or None."""
     for event in history.of(EngineRaised):
-        if event.step == 0 and event.engine == 1:
+        if event.during == "start-up" and event.engine == 1:
             return event.error
     return None
 

@@ -9,8 +9,9 @@ from kvconform.config import RunConfig
 
 #: No look-ups of models in the network: a conformance run has no model.
 _FORCED = {"HF_HUB_OFFLINE": "1"}
-#: No flood of log lines, and addresses of this machine only; what the user has set stays.
-_DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
+#: No flood of log lines, addresses of this machine only, and one thread per process: the tensors are tiny, and xdist's
+#: workers would fight over the cores. What the user has set stays.
+_DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1", "OMP_NUM_THREADS": "1"}
 
 
 def prepare_environment(run_config: RunConfig) -> Callable[[], None]:

@@ -53,6 +53,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kvconform-seed", dest="kvconform_seed", type=int, metavar="N", help="Seed of all generated scenarios"
     )
+    group.addoption(
+        "--kvconform-timeout",
+        dest="kvconform_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="How long one scenario may take before the connector's process is killed (default 60)",
+    )
+    group.addoption(
+        "--kvconform-report",
+        dest="kvconform_report",
+        metavar="FILE",
+        help="Write the verdict on every rule to FILE.json; FILE.html is a page for people, with FILE.json beside it",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,7 +96,7 @@ def _prepare(config: pytest.Config, options: Any) -> None:
     from kvconform.environment import prepare_environment
     from kvconform.errors import UsageError
 
-    given = {key: getattr(options, f"kvconform_{key}") for key in ("engine", "device", "budget", "seed")}
+    given = {key: getattr(options, f"kvconform_{key}") for key in ("engine", "device", "budget", "seed", "timeout")}
     try:
         run_config = read_run_config(
             {"connector": specs, **given},

@@ -6,17 +6,18 @@ that they reach the controller from xdist's workers.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvconform import collection
+from kvconform import collection, target_fixtures
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
 from kvconform.judgement import explain_outcome
@@ -25,6 +26,9 @@ from kvconform.report.model import RunReport, build_report, describe_environment
 from kvconform.target import Target, parse_target
 from kvconform.target_fixtures import RUN_CONFIG, UnusableTargetError
 from kvconform.verdicts import RuleResult, Verdict
+
+if TYPE_CHECKING:
+    from kvconform.report.recorder import ReportRecorder
 
 _WORKER_OUTPUT = "kvconform"
 
@@ -35,16 +39,34 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
     Raises:
         pytest.UsageError: none of the targets can be used.
     """
+    recorder = _recorder(config, run_config)
     targets, unusable = _parse_targets(config, run_config)
     if not targets:
         raise pytest.UsageError("\n".join(unusable.values()))
     collection.collect_suites_by_default(config)
     collection.share_conftest_fixtures(config)
     config.stash[RUN_CONFIG] = run_config
-    config.pluginmanager.import_plugin("kvconform.target_fixtures")
-    config.pluginmanager.register(ConformanceSession(config, run_config, targets, unusable), "kvconform-session")
+    # Not import_plugin(): it warns about modules that are imported already (pytest 8), as this one is.
+    config.pluginmanager.register(target_fixtures, "kvconform-target-fixtures")
+    session = ConformanceSession(config, run_config, targets, unusable)
+    config.pluginmanager.register(session, "kvconform-session")
+    if recorder is not None:
+        recorder.start(targets, session.all_results, unusable)
+        config.pluginmanager.register(recorder, "kvconform-report")
     if importlib.util.find_spec("kvconform.fixtures") is not None:
-        config.pluginmanager.import_plugin("kvconform.fixtures")
+        config.pluginmanager.register(importlib.import_module("kvconform.fixtures"), "kvconform-fixtures")
+
+
+def _recorder(config: pytest.Config, run_config: RunConfig) -> ReportRecorder | None:
+    """What writes ``--kvconform-report``; None without that option."""
+    given: str | None = config.option.kvconform_report
+    if not given:
+        return None
+    from kvconform.report.recorder import ReportRecorder, report_path
+
+    recorder = ReportRecorder(config, run_config, report_path(given, config.invocation_params.dir))
+    recorder.remove_old_files()
+    return recorder
 
 
 def _parse_targets(config: pytest.Config, run_config: RunConfig) -> tuple[tuple[Target, ...], dict[str, str]]:
@@ -57,6 +79,14 @@ def _parse_targets(config: pytest.Config, run_config: RunConfig) -> tuple[tuple[
         except UsageError as error:
             unusable[spec] = str(error)
     return tuple(targets.values()), unusable
+
+
+def _end_of(text: str, lines: int = 20) -> str:
+    """The end of what a test printed or logged: a connector may write gigabytes, and the first lines repeat."""
+    all_lines = text.splitlines()
+    if len(all_lines) <= lines:
+        return text
+    return "\n".join([f"({len(all_lines) - lines} earlier lines cut)", *all_lines[-lines:]])
 
 
 class ConformanceSession:
@@ -75,6 +105,7 @@ class ConformanceSession:
         self._results: dict[str, list[RuleResult]] = {}
         self._tests: dict[str, dict[str, Any]] = {}
         self._crashed: list[str] = []
+        self._failed: set[str] = set()
         self._loud: set[str] = set()
 
     # --- collection ---------------------------------------------------------------------------------------------------
@@ -131,6 +162,8 @@ class ConformanceSession:
         else:
             for result in explain_outcome(item, report, error):
                 self._say(item, "result", result.to_dict())
+            if rules_of(item):
+                report.sections = [(title, _end_of(text)) for title, text in report.sections]
         report.user_properties = list(item.user_properties)
         return report
 
@@ -160,6 +193,8 @@ class ConformanceSession:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         nodeid = report.nodeid
+        if report.failed:
+            self._failed.add(nodeid)
         for entry in entries_in(report.user_properties, "unusable"):
             self._unusable.setdefault(entry["target"], entry["sentence"])
         for entry in entries_in(report.user_properties, "test"):
@@ -171,7 +206,8 @@ class ConformanceSession:
         if getattr(report, "when", None) == "???" and report.failed:
             self._crashed.append(nodeid)
 
-    def _all_results(self) -> Iterator[RuleResult]:
+    def all_results(self) -> Iterator[RuleResult]:
+        """What all tests found out so far."""
         for results in self._results.values():
             yield from results
         for nodeid in self._crashed:
@@ -192,10 +228,11 @@ class ConformanceSession:
         return build_report(
             presets={target.id: self._run_config.for_target(target).preset for target in self._targets},
             named=self._named,
-            results=self._all_results(),
+            results=self.all_results(),
             unusable=self._unusable,
             environment=self._environment(),
             catalogue=load_catalogue(),
+            failed_tests=self._failed,
         )
 
     @pytest.hookimpl(trylast=True)

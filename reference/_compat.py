@@ -1,7 +1,8 @@
 """What differs between the vLLM releases this connector runs on (0.29.0 to 0.33.0), in one place.
 
-Most drift needs no code here: the connector overrides ``get_finished``-era hooks only, so the base class bridges
-``get_transfer_results`` (0.30.0), ``bind_kv_cache_manager`` (0.30.0) and the sleep hooks (0.33.0) by itself.
+Most drift needs no code: hooks that the connector leaves to the base class are the base class's to keep right, such as
+``get_finished`` and ``get_transfer_results`` (0.30.0), ``bind_kv_cache_manager`` (0.30.0), and the sleep hooks (0.33.0,
+fine by default for a connector that holds tensors and no addresses).
 """
 
 from __future__ import annotations

@@ -110,6 +110,8 @@ class SchedulerSide:
         self._save_count = 0
         self._being_saved: dict[bytes, int] = {}
         self._unreadable: set[bytes] = set()
+        # GPU blocks that failed to load and have not been written since.
+        self._bad_blocks: set[int] = set()
 
     # ---- Matching and loading ----
 
@@ -160,9 +162,15 @@ class SchedulerSide:
 
     def build_metadata(self, output: SchedulerOutput) -> FileStoreMetadata:
         """The work of this step; what was planned for it is consumed."""
+        loads = tuple(load for planned in self._planned_loads.values() for load in planned)
+        self._planned_loads.clear()
+        self._bad_blocks.difference_update(load.block_id for load in loads)
+        scheduled_requests = list(self._scheduled(output))
+        self._check_foundations(scheduled_requests)
+
         saves: dict[int, _PendingSave] = {}
         orders: list[BlockSave] = []
-        for tracked, computed, scheduled in self._scheduled(output):
+        for tracked, computed, scheduled in scheduled_requests:
             for index in self._completed_blocks(tracked, computed, scheduled):
                 block_hash = self._granularity.block_hash(tracked.request, index)
                 if block_hash in self._being_saved or self._is_stored(block_hash):
@@ -171,8 +179,6 @@ class SchedulerSide:
                 self._being_saved[block_hash] = self._save_count
                 saves[self._save_count] = _PendingSave(block_hash, self._namespace.blocks, tracked.table)
                 orders.append(BlockSave(self._save_count, tracked.table[index], block_hash))
-        loads = tuple(load for planned in self._planned_loads.values() for load in planned)
-        self._planned_loads.clear()
 
         self._step_count += 1
         if loads or saves:
@@ -187,20 +193,15 @@ class SchedulerSide:
         )
 
     def _scheduled(self, output: SchedulerOutput) -> Iterable[tuple[_TrackedRequest, int, int]]:
-        """The requests of this step as (request, computed tokens before it, tokens surely computed by it).
+        """The requests of this step as (request, computed tokens before it, tokens computed by it).
 
-        Updates the mirrored block tables on the way. Draft tokens may be rejected; they count once they are verified.
+        Updates the mirrored block tables on the way.
         """
-        drafts = output.scheduled_spec_decode_tokens
-
-        def scheduled(request_id: str) -> int:
-            return output.num_scheduled_tokens[request_id] - len(drafts.get(request_id, ()))
-
         for new in output.scheduled_new_reqs:
             # Also resumed requests (model runner V2) and continued streaming sessions: the table is complete.
             if tracked := self._requests.get(new.req_id):
                 tracked.table = list(new.block_ids[0])
-                yield tracked, new.num_computed_tokens, scheduled(new.req_id)
+                yield tracked, new.num_computed_tokens, output.num_scheduled_tokens[new.req_id]
 
         cached = output.scheduled_cached_reqs
         for request_id, new_block_ids, computed in zip(
@@ -212,24 +213,42 @@ class SchedulerSide:
                     tracked.table = list(added)
                 else:
                     tracked.table.extend(added)
-                yield tracked, computed, scheduled(request_id)
+                yield tracked, computed, output.num_scheduled_tokens[request_id]
 
     def _completed_blocks(self, tracked: _TrackedRequest, computed: int, scheduled: int) -> range:
         """Indices of the blocks that this step's forward completes and nobody has considered yet.
 
-        A block counts when every one of its slots has been written for a known token. The slot of the last sampled
-        token is written only by the next forward, and a token that is still being sampled (async scheduling) has no
-        hash yet: its block waits for a later step. Blocks that the engine found in its local cache are not saved again.
+        A block counts when all its slots have been written, and for tokens that are settled. Only such tokens have a
+        hash: drafts that may be rejected (speculative decoding) and tokens that are still being sampled (async
+        scheduling) have none yet, and their block waits for a later step. The slot of the last sampled token has to
+        wait for the forward that writes it. Blocks that the engine found in its local cache are not saved again.
         """
         block_tokens = self._granularity.block_tokens
         first = computed // block_tokens
         if tracked.next_block is not None:
             # After a preemption or a failed load the engine computes blocks anew.
             first = min(first, tracked.next_block)
-        known = min(computed + scheduled, tracked.request.num_tokens)
-        end = min(known // block_tokens, self._granularity.hashed_blocks(tracked.request), len(tracked.table))
+        written = (computed + scheduled) // block_tokens
+        end = min(written, self._granularity.hashed_blocks(tracked.request), len(tracked.table))
         tracked.next_block = max(first, end)
         return range(first, end if self._may_save and tracked.may_save else first)
+
+    def _check_foundations(self, scheduled_requests: list[tuple[_TrackedRequest, int, int]]) -> None:
+        """Never store what a request computes on top of a block that did not load.
+
+        vLLM lets the first request that holds such a block compute it again. But it counts as computed for others that
+        share it, and stays in the local prefix cache should the first one be aborted.
+        """
+        if not self._bad_blocks:
+            return
+        rewritten: set[int] = set()
+        for tracked, computed, scheduled in scheduled_requests:
+            before = computed // self._granularity.block_tokens
+            after = (computed + scheduled) // self._granularity.block_tokens
+            if not self._bad_blocks.isdisjoint(tracked.table[:before]):
+                tracked.may_save = False
+            rewritten.update(tracked.table[before:after])
+        self._bad_blocks -= rewritten
 
     # ---- Publishing ----
 
@@ -253,12 +272,7 @@ class SchedulerSide:
             self._unreadable.update(step.loads[block_id] for block_id in invalid_block_ids & step.loads.keys())
             for save in step.saves.values():
                 save.tainted = save.tainted or not invalid_block_ids.isdisjoint(save.table)
-        for tracked in self._requests.values():
-            invalid = next((index for index, block in enumerate(tracked.table) if block in invalid_block_ids), None)
-            # The scheduler lets the first request that shares a block compute it again, and the others rely on that.
-            # Whether their own blocks come out right is not for us to follow; don't store them.
-            if invalid is not None and tracked.request.num_computed_tokens > invalid * self._granularity.block_tokens:
-                tracked.may_save = False
+        self._bad_blocks |= invalid_block_ids
 
     def _on_step_result(self, step_id: int, result: StepResult) -> None:
         step = self._steps.get(step_id)
@@ -313,7 +327,4 @@ class SchedulerSide:
         )
 
     def _track(self, request: Request) -> _TrackedRequest:
-        tracked = self._requests.get(request.request_id)
-        if tracked is None or tracked.request is not request:
-            tracked = self._requests[request.request_id] = _TrackedRequest(request)
-        return tracked
+        return self._requests.setdefault(request.request_id, _TrackedRequest(request))

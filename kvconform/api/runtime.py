@@ -80,7 +80,7 @@ def prepare(device: str = "cpu") -> VllmRuntime:
     if platform.device_type != device:
         raise UsageError(
             f"vLLM runs on the platform {type(platform).__name__} ({platform.device_type or 'no device'}) here, but "
-            f" the run asked for --kvconform-device={device}: "
+            f"the run asked for --kvconform-device={device}: "
             "let kvconform start first (do not import vllm.platforms in a conftest.py before it), "
             "and check that the installed kvconform provides its 'vllm.platform_plugins' entry point."
         )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from kvconform.checks import crossing, live, match, transfer
+from kvconform.checks import crossing, live, match, roles, transfer
 from kvconform.checks.model import Check, Examination, Finding
 from kvconform.engine.history import History
 
-ALL_CHECKS: tuple[Check, ...] = (*match.CHECKS, *transfer.CHECKS, *crossing.CHECKS, *live.CHECKS)
+ALL_CHECKS: tuple[Check, ...] = (
+    *match.CHECKS,
+    *transfer.CHECKS,
+    *crossing.CHECKS,
+    *roles.CHECKS,
+    *live.CHECKS,
+)
 CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kvconform.checks import crossing, match, transfer
+from kvconform.checks import crossing, match, roles, transfer
 from kvconform.checks.model import Check, Finding
 from kvconform.engine.history import Audited, EngineRaised, History, HookCall, Leaked, NeverIdle, Tokens
 
 # Rules whose violation makes vLLM raise: such an exception is theirs, not a second defect.
-_EXPLAINING = (*match.CHECKS, *transfer.CHECKS, *crossing.CHECKS)
+_EXPLAINING = (*match.CHECKS, *transfer.CHECKS, *crossing.CHECKS, *roles.CHECKS)
 
 
 def _explained(history: History, raised: EngineRaised) -> bool:
@@ -22,7 +22,8 @@ def _explained(history: History, raised: EngineRaised) -> bool:
 
 def _raised(history: History) -> Iterator[Finding]:
     for event in history.of(EngineRaised):
-        if event.step == 0 or _explained(history, event):
+        # A first engine that doesn't start is a refusal, which the caller has dealt with; a restarted one has to start.
+        if (event.during == "start-up" and event.engine == 1) or _explained(history, event):
             continue
         if event.cause_hook is not None:
             observed = f"{event.cause_hook} raised {event.error} ({event.where})"

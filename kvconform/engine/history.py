@@ -147,6 +147,46 @@ class Crossing(Event):
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class BorrowedChanged(Event):
+    """A scheduler-role hook changed what is the engine's; ``what`` is "request or block" or "scheduler output"."""
+
+    hook: str
+    what: str
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MetadataHeld(Event):
+    """A step was scheduled while the metadata of the one before was kept: what was taken out of it or replaced."""
+
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ForeignState(Event):
+    """A hook raised for want of something that only the other role has."""
+
+    role: Role
+    hook: str
+    state: str
+
+
+@dataclass(frozen=True)
+class TransferParams(Event):
+    """A finished request's kv_transfer_params, and what in them is no JSON value."""
+
+    request: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RolesInspected(Event):
+    """Both instances of an idle engine were searched for objects of the other side: where there were any."""
+
+    found: tuple[str, ...]
+
+
 E = TypeVar("E", bound=Event)
 
 

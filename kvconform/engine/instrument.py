@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from kvconform.engine.history import History, HookCall, Role
 
@@ -72,6 +72,19 @@ class HookRaised:
         self.error: BaseException | None = None
 
 
+class HookWatch(Protocol):
+    """Looks at the world around a hook call."""
+
+    def enter(self, role: Role, hook: str, step: int, args: tuple[Any, ...]) -> None:
+        """Before the hook."""
+
+    def leave(self, role: Role, hook: str, args: tuple[Any, ...], result: Any) -> None:
+        """After the hook has returned."""
+
+    def raised(self, role: Role, hook: str, error: BaseException) -> None:
+        """After the hook has raised."""
+
+
 class Recorder:
     """Records hook calls of both roles into one history.
 
@@ -84,6 +97,7 @@ class Recorder:
         self.clock = clock
         self.raised = HookRaised()
         self.after: dict[str, Callable[..., None]] = {}
+        self.watch: HookWatch | None = None
 
     def attach(self, connector: Any, role: Role) -> None:
         """Shadow every hook that the instance has."""
@@ -97,14 +111,23 @@ class Recorder:
             # Essentials are taken before the call: the engine's arguments are live objects.
             essentials = describe_arguments(hook, args, kwargs)
             engine, step = self.clock()
+            watch = self.watch
+            if watch is not None:
+                watch.enter(role, hook, step, args)
             try:
                 result = original(*args, **kwargs)
             except Exception as error:
-                self.raised.hook, self.raised.error = hook, error
+                if watch is not None:
+                    watch.raised(role, hook, error)
+                # A hook that the base class calls from another one is the cause, not the one around it.
+                if self.raised.error is not error:
+                    self.raised.hook, self.raised.error = hook, error
                 text, where = describe_error(error)
                 self.history.add(HookCall(engine, step, role, hook, essentials, None, text, where))
                 raise
             self.history.add(HookCall(engine, step, role, hook, essentials, describe_result(hook, result)))
+            if watch is not None:
+                watch.leave(role, hook, args, result)
             if hook in self.after:
                 self.after[hook](*args, **kwargs)
             return result
@@ -156,6 +179,8 @@ def describe_arguments(hook: str, args: tuple[Any, ...], kwargs: dict[str, Any])
         return {"layer": args[0]}
     if hook == "start_load_kv":
         return {"attn_metadata": getattr(args[0], "attn_metadata", None) is not None, "keywords": sorted(kwargs)}
+    if hook in ("set_xfer_handshake_metadata", "set_xfer_handshake_metadata_pp_aware"):
+        return {"ranks": sorted(map(str, args[0]))}
     if hook == "register_kv_caches":
         return {"layers": sorted(args[0])}
     return {}

@@ -29,11 +29,23 @@ class Engine(Protocol):
     def step(self) -> bool:
         """Run one engine step if there is work; whether there was."""
 
+    def begin_step(self) -> bool:
+        """The first half of :meth:`step`, scheduling, if there is work; whether there was."""
+
+    def finish_step(self) -> None:
+        """The other half of a step that :meth:`begin_step` began: execution, and taking its results."""
+
     def drain(self) -> None:
         """Step until idle; what is still unfinished at the limit is recorded as NeverIdle."""
 
     def reset_prefix_cache(self, *, running: bool = False, connector: bool = False) -> bool:
         """vLLM's reset_prefix_cache; whether it succeeded."""
+
+    def dummy_run(self) -> None:
+        """A forward without the connector: the worker takes it out of its process-wide slot and puts it back."""
+
+    def repeat_handshake(self) -> None:
+        """Collect the workers' handshake metadata and give it to the scheduler role again."""
 
     def audit(self) -> None:
         """Record what an idle engine still holds."""

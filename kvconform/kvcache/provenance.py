@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kvconform.kvcache.oracle import U64, PageContent, TokenChain, expand, poison_seeds, slot_seeds
+from kvconform.kvcache.oracle import U64, Identity, PageContent, TokenChain, expand, poison_seeds, slot_seeds
 
 if TYPE_CHECKING:
     from kvconform.kvcache.memory import KVMemory
@@ -46,14 +46,15 @@ class Provenance:
     """Everything that slots of this run may hold."""
 
     ranks: tuple[int, ...] = (0,)
-    _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
+    _known: dict[tuple[str, tuple[int, ...], Identity, int], _Known] = field(default_factory=dict)
     _memories: list[tuple[KVMemory, str]] = field(default_factory=list)
     _index: dict[tuple[int, bytes], tuple[Origin, int]] = field(default_factory=dict)
     _indexed: tuple[int, ...] = ()
 
     def know(self, label: str, chain: TokenChain, length: int, taint: int = 0) -> None:
         """``label``'s slots [0, length) were (or will be) computed, with ``taint`` on top of wrong KV."""
-        known = self._known.setdefault((label, taint), _Known(chain, 0, taint))
+        # A label alone is not enough: a second engine or a client may use a request id again for another prompt.
+        known = self._known.setdefault((label, chain.prompt, chain.identity, taint), _Known(chain, 0, taint))
         known.length = max(known.length, length)
 
     def know_memory(self, memory: KVMemory, label: str) -> None:
@@ -97,11 +98,12 @@ class Provenance:
     def _halves(self, slot: Bytes) -> Origin:
         """K and V swapped is the one rearrangement inside a head row that real connectors produce."""
         width = slot.shape[1]
-        for k_width in {width // 2, *range(1, width)}:
-            swapped = np.concatenate([slot[0, k_width:], slot[0, :k_width]])
-            entry = self._index.get((width, swapped.tobytes()))
-            if entry is not None:
-                return Origin(**{**entry[0].__dict__, "detail": "K and V swapped"})
+        for k_width in range(1, width):
+            swapped = np.concatenate([slot[:, k_width:], slot[:, :k_width]], axis=1)
+            heads = [self._index.get((width, row.tobytes())) for row in swapped]
+            first = heads[0]
+            if first is not None and all(entry == (first[0], head) for head, entry in enumerate(heads)):
+                return Origin(**{**first[0].__dict__, "detail": "K and V swapped"})
         return Origin("unknown")
 
     def _reindex(self, content: PageContent) -> None:
@@ -118,7 +120,7 @@ class Provenance:
         for memory, label in self._memories:
             self._index_poison(memory, label, content)
         layers = sorted({name for memory, _ in self._memories for name in memory.layers})
-        for (label, _), known in self._known.items():
+        for (label, *_), known in self._known.items():
             chain = known.chain.chain(0, known.length)
             kind = "tainted" if known.taint else "content"
             for layer in layers:

@@ -91,12 +91,12 @@ class KVCacheShape:
             raise ShapeError(f"layout {self.layout} cannot pad pages of several heads (vLLM asserts it)")
         kernel = self.kernel_block_size
         if kernel is not None:
-            if any(layer.block_size % kernel for layer in self.layers):
+            if kernel < 1 or any(layer.block_size % kernel for layer in self.layers):
                 raise ShapeError(f"kernel_block_size {kernel} must divide every block size")
             if not self._dense_pages and any(layer.block_size != kernel for layer in self.layers):
                 raise ShapeError(
-                    "only dense pages, with neither padding nor another layer's or head's page in between, can be split "
-                    f"into kernel blocks; {self.layout} does not store these layers so (vLLM refuses it)"
+                    "only dense pages, without padding or another layer's or head's page in between, can be split into "
+                    f"kernel blocks; {self.layout} does not store these layers so"
                 )
 
     @property
@@ -104,9 +104,13 @@ class KVCacheShape:
         """Whether one block of one layer is a single run of bytes and the next block follows at once."""
         if any(layer.page_padding for layer in self.layers):
             return False
-        if self.layout.startswith("B"):
-            return sum(layer.count for layer in self.layers) == 1
-        return self.layout != "LHBNC" or all(layer.num_kv_heads == 1 for layer in self.layers)
+        one_layer = sum(layer.count for layer in self.layers) == 1
+        one_head = all(layer.num_kv_heads == 1 for layer in self.layers)
+        # vLLM splits pages of one layer and several heads in BHLNC as well, into views that overlap each other
+        # (compute_layout_strides with the unsplit layer stride, vllm/v1/kv_cache_interface.py, 0.32.0).
+        return {"LHBNC": one_head, "BHLNC": one_layer and one_head, "BLHNC": one_layer, "BLNHC": one_layer}.get(
+            self.layout, True
+        )
 
     @property
     def block_size(self) -> int:

@@ -17,6 +17,7 @@ from kvconform.engine.history import (
     Tokens,
     WrongBytes,
 )
+from kvconform.isolation.room import CrashedError, HungError
 from kvconform.rules import load_catalogue
 from kvconform.scenario.program import Program
 
@@ -66,6 +67,34 @@ def failure_text(
         )
     blocks.append(_paragraph("Reproduce", [reproduce]))
     return "\n".join(blocks)
+
+
+def hung_text(error: HungError, scenario: str, *, target: str, reproduce: str) -> str:
+    """A scenario that did not end, with the stacks of all threads."""
+    stacks = error.stacks.strip() or "(the process did not answer the request for its stacks)"
+    return "\n".join(
+        [
+            f"TIMEOUT: {target} did not end the scenario {scenario!r} within {error.limit:g} s.",
+            "The connector's process was killed; other scenarios go on in a new one. Stacks of all its threads:",
+            textwrap.indent(stacks, "  "),
+            _paragraph("How to fix", ["Give every wait in a hook a limit, and report what did not arrive as failed."]),
+            _paragraph("Reproduce", [reproduce]),
+        ]
+    )
+
+
+def crashed_text(error: CrashedError, scenario: str, *, target: str, reproduce: str) -> str:
+    """A scenario in which the connector's process ended."""
+    output = error.output.strip() or "(nothing)"
+    return "\n".join(
+        [
+            f"CRASH: the process of {target} {error.how} during the scenario {scenario!r}.",
+            "Other scenarios go on in a new process. The last that it printed:",
+            textwrap.indent(output, "  "),
+            _paragraph("How to fix", ["A connector lives in the engine's process: it raises, and never ends it."]),
+            _paragraph("Reproduce", [reproduce]),
+        ]
+    )
 
 
 def _rule_block(rule_id: str, findings: Sequence[Finding], target: str) -> str:
@@ -153,7 +182,8 @@ def _hook_line(call: HookCall, requests: set[str]) -> str | None:
     if request is not None and requests and request not in requests:
         return None
     if call.hook == "get_num_new_matched_tokens":
-        return f"get_num_new_matched_tokens({request}, {call.args['num_computed_tokens']}) -> {call.result}"
+        answer = tuple(call.result) if isinstance(call.result, list) else call.result
+        return f"get_num_new_matched_tokens({request}, {call.args['num_computed_tokens']}) -> {answer}"
     if call.hook == "update_state_after_alloc":
         blocks = ", ".join(map(str, call.args["block_ids"]))
         external = call.args["num_external_tokens"]

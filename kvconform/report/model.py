@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import kvconform
@@ -23,6 +23,8 @@ class RuleLine:
     verdict: RuleVerdict
     #: The rule's sentence; empty when the catalogue does not have the rule.
     sentence: str
+    #: Whether a failed test shows the verdict's text. A test that is about other rules finds things and passes.
+    told: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def build_report(
     unusable: Mapping[str, str],
     environment: str,
     catalogue: Catalogue,
+    failed_tests: Collection[str] | None = None,
 ) -> RunReport:
     """Put the results of all tests in the catalogue's order.
 
@@ -88,6 +91,7 @@ def build_report(
         unusable: see :class:`RunReport`.
         environment: see :func:`describe_environment`.
         catalogue: gives sentences, levels and order.
+        failed_tests: ids of the tests that pytest shows as failed; None when that is not known.
     """
     levels = {rule.id: rule.level for rule in catalogue}
     verdicts = aggregate(results, levels)
@@ -98,23 +102,31 @@ def build_report(
     order = dict.fromkeys([*presets, *sorted(target for target, _ in verdicts)])
     targets = tuple(
         TargetReport(
-            target, presets.get(target), _chapters([v for v in verdicts.values() if v.target == target], catalogue)
+            target,
+            presets.get(target),
+            _chapters([v for v in verdicts.values() if v.target == target], catalogue, failed_tests),
         )
         for target in order
     )
     return RunReport(tuple(target for target in targets if target.chapters), unusable, environment)
 
 
-def _chapters(verdicts: list[RuleVerdict], catalogue: Catalogue) -> tuple[ChapterReport, ...]:
+def _chapters(
+    verdicts: list[RuleVerdict], catalogue: Catalogue, failed_tests: Collection[str] | None
+) -> tuple[ChapterReport, ...]:
+    def line(verdict: RuleVerdict, sentence: str) -> RuleLine:
+        told = failed_tests is None or any(result.nodeid in failed_tests for result in verdict.deciding)
+        return RuleLine(verdict, sentence, told)
+
     by_rule = {verdict.rule: verdict for verdict in verdicts}
     chapters = [
         ChapterReport(
             f"{chapter.title} ({chapter.id})",
-            tuple(RuleLine(by_rule[rule.id], rule.sentence) for rule in chapter.rules if rule.id in by_rule),
+            tuple(line(by_rule[rule.id], rule.sentence) for rule in chapter.rules if rule.id in by_rule),
         )
         for chapter in catalogue.chapters
     ]
-    unknown = tuple(RuleLine(by_rule[rule], "") for rule in sorted(by_rule) if rule not in catalogue)
+    unknown = tuple(line(by_rule[rule], "") for rule in sorted(by_rule) if rule not in catalogue)
     chapters.append(ChapterReport(UNKNOWN_CHAPTER, unknown))
     return tuple(chapter for chapter in chapters if chapter.lines)
 

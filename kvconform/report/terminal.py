@@ -101,7 +101,9 @@ def _details(line: RuleLine, reasons: dict[tuple[str, ...], str]) -> Iterator[st
             yield from message.splitlines()
         yield f"test: {_tests(verdict)}"
     else:
-        # The whole texts stand under FAILURES.
+        # Most texts stand under FAILURES; one found by a test that is about other rules is shown here, once.
+        if not line.told and verdict.messages:
+            yield from verdict.messages[0].splitlines()
         yield f"test: {_tests(verdict)}"
         yield f"more: kvconform explain {verdict.rule}"
 

@@ -5,7 +5,7 @@ Programs are what hypothesis draws and shrinks, what a failure prints, and what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvconform.engine.options import EngineOptions
@@ -47,6 +47,17 @@ class RequestSpec:
         """Prompt length in tokens."""
         before = 0 if self.continues is None else self.continues.prompt_length + self.continues.max_tokens
         return before + sum(length for _, length in self.prompt)
+
+
+#: Added to the seeds of a twin's prompts, so that its requests have the same ids and other tokens.
+TWIN_SEEDS = 5000
+
+
+def twin_of(request: RequestSpec) -> RequestSpec:
+    """The request that the second engine of a ``twin`` program gets."""
+    prompt = tuple((seed + TWIN_SEEDS, length) for seed, length in request.prompt)
+    continues = None if request.continues is None else twin_of(request.continues)
+    return replace(request, prompt=prompt, continues=continues)
 
 
 @dataclass(frozen=True)
@@ -97,20 +108,40 @@ class Restart:
     options: EngineOptions | None = None
 
 
-Action = Add | Abort | Step | Drain | ForgetLocal | PreemptAll | ResetConnector | Restart
+@dataclass(frozen=True)
+class DummyRun:
+    """A forward without the connector, as for warm-up, graph capture and idle data-parallel ranks."""
+
+
+@dataclass(frozen=True)
+class RepeatHandshake:
+    """Collect and deliver the workers' handshake metadata once more, as after a wake-up (0.33.0 on)."""
+
+
+Action = Add | Abort | Step | Drain | ForgetLocal | PreemptAll | ResetConnector | Restart | DummyRun | RepeatHandshake
 
 
 @dataclass(frozen=True)
 class Program:
-    """An engine and what is done with it. ``name`` is the scenario family, for reports."""
+    """An engine and what is done with it. ``name`` is the scenario family, for reports.
+
+    With ``twin`` a second engine in the same process, with a store and prompts of its own, does the same with requests
+    of the same ids, in lock step: both schedule a step before either executes it.
+    """
 
     name: str
     options: EngineOptions = field(default_factory=EngineOptions)
     actions: tuple[Action, ...] = ()
+    twin: bool = False
 
     def lines(self) -> list[str]:
         """The program as numbered lines for a failure text."""
         text = [f"engine: {describe_options(self.options)}"]
+        if self.twin:
+            text.append(
+                "engine 2, in the same process, with a store of its own: does the same, in lock step, "
+                f"with other prompts (seeds + {TWIN_SEEDS})"
+            )
         text += [f"{number}. {describe_action(action)}" for number, action in enumerate(self.actions, 1)]
         return text
 
@@ -148,5 +179,7 @@ def describe_action(action: Action) -> str:
         PreemptAll: "preempt every running request (reset_prefix_cache(reset_running_requests=True))",
         ResetConnector: "reset the connector's cache (reset_prefix_cache(reset_connector=True))",
         Restart: "shut down, start a new engine on the same store",
+        DummyRun: "run a forward without the connector (dummy run)",
+        RepeatHandshake: "collect and deliver the handshake metadata again",
     }
     return texts[type(action)]

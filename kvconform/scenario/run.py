@@ -15,13 +15,19 @@ from kvconform.scenario.program import (
     Action,
     Add,
     Drain,
+    DummyRun,
     ForgetLocal,
     PreemptAll,
     Program,
+    RepeatHandshake,
     ResetConnector,
     Restart,
     Step,
+    twin_of,
 )
+
+# Steps that two engines take together before each goes on alone; a twin program's requests need a dozen.
+TWIN_STEP_LIMIT = 200
 
 # Makes an engine: options, the shared history and provenance, and the engine's number from 1.
 EngineFactory = Callable[[EngineOptions, History, Provenance, int], Engine]
@@ -29,14 +35,17 @@ EngineFactory = Callable[[EngineOptions, History, Provenance, int], Engine]
 
 @dataclass
 class Player:
-    """Plays actions one by one; a new engine takes over at every Restart."""
+    """Plays actions one by one; a new engine takes over at every Restart.
+
+    A twin program has two engines all the time, which do everything in lock step.
+    """
 
     program: Program
     make_engine: EngineFactory
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
-    engine: Engine | None = None
-    engines: int = 0
+    engines: list[Engine] = field(default_factory=list)
+    started: int = 0
 
     def play(self) -> History:
         """Run the whole program, audit, shut down; an engine that dies ends the program early."""
@@ -44,43 +53,76 @@ class Player:
             self._start(self.program.options)
             for action in self.program.actions:
                 self._do(action)
-            assert self.engine is not None
-            self.engine.drain()
-            self.engine.audit()
-        if self.engine is not None:
-            with contextlib.suppress(EngineStopped):
-                self.engine.shutdown()
+            self._drain()
+            for engine in self.engines:
+                engine.audit()
+        self._shut_down(suppress=True)
         return self.history
 
     def _start(self, options: EngineOptions) -> None:
-        self.engines += 1
-        self.engine = None
-        self.engine = self.make_engine(options, self.history, self.provenance, self.engines)
+        self.engines = []
+        for _ in range(2 if self.program.twin else 1):
+            self.started += 1
+            self.engines.append(self.make_engine(options, self.history, self.provenance, self.started))
+
+    def _shut_down(self, *, suppress: bool) -> None:
+        # The last one first: each puts back the process-wide connector that it found.
+        for engine in reversed(self.engines):
+            with contextlib.suppress(*((EngineStopped,) if suppress else ())):
+                engine.shutdown()
+
+    def _step(self) -> bool:
+        """One step of every engine; all of them schedule before the first one executes."""
+        begun = [engine for engine in self.engines if engine.begin_step()]
+        for engine in begun:
+            engine.finish_step()
+        return bool(begun)
+
+    def _drain(self) -> None:
+        if len(self.engines) == 1:
+            self.engines[0].drain()
+        else:
+            for _ in range(TWIN_STEP_LIMIT):
+                if not self._step():
+                    return
+            for engine in self.engines:
+                engine.drain()
 
     def _do(self, action: Action) -> None:
-        engine = self.engine
-        assert engine is not None
         match action:
-            case Add(request):
-                engine.add(request)
-            case Abort(request_id):
-                engine.abort(request_id)
             case Step(count):
                 for _ in range(count):
-                    engine.step()
+                    self._step()
             case Drain():
-                engine.drain()
-            case ForgetLocal():
-                engine.reset_prefix_cache()
-            case PreemptAll():
-                engine.reset_prefix_cache(running=True)
-            case ResetConnector():
-                engine.reset_prefix_cache(connector=True)
+                self._drain()
             case Restart(options):
-                engine.drain()
-                engine.audit()
-                engine.shutdown()
+                self._drain()
+                for engine in self.engines:
+                    engine.audit()
+                self._shut_down(suppress=False)
                 self._start(options or self.program.options)
+            case _:
+                for index, engine in enumerate(self.engines):
+                    _act(engine, action, twin=index > 0)
+
+
+def _act(engine: Engine, action: Action, *, twin: bool) -> None:
+    """What needs no lock step."""
+    match action:
+        case Add(request):
+            engine.add(twin_of(request) if twin else request)
+        case Abort(request_id):
+            engine.abort(request_id)
+        case ForgetLocal():
+            engine.reset_prefix_cache()
+        case PreemptAll():
+            engine.reset_prefix_cache(running=True)
+        case ResetConnector():
+            engine.reset_prefix_cache(connector=True)
+        case DummyRun():
+            engine.dummy_run()
+        case RepeatHandshake():
+            engine.repeat_handshake()
 
 
 def play(program: Program, make_engine: EngineFactory) -> History:

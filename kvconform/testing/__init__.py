@@ -10,6 +10,7 @@ from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.kvcache.shape import DTYPES, LAYOUTS, KVCacheShape, LayerShape, ShapeError
+from kvconform.scenario.exploration import Refused
 from kvconform.scenario.program import (
     Abort,
     Add,
@@ -51,6 +52,7 @@ __all__ = [
     "LayerShape",
     "PreemptAll",
     "Program",
+    "Refused",
     "RequestFactory",
     "RequestSpec",
     "ResetConnector",

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import AttentionKind, KVCacheShape, LayerShape, ShapeError
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec, KVCacheSpec
 
+    from kvconform.kvcache.build import KVCacheConfigs
+
     #: A group as vLLM has it, or its layer names and its spec.
-    GroupLike = KVCacheGroupSpec | tuple[Sequence[str], KVCacheSpec]
+    GroupLike: TypeAlias = KVCacheGroupSpec | tuple[Sequence[str], KVCacheSpec]
+    #: Plans with (configuration, layout, number of blocks).
+    Planner: TypeAlias = Callable[[VllmConfig, str, int], KVCacheConfigs]
 
 
 class CacheArguments(TypedDict, total=False):
@@ -45,7 +49,16 @@ class CacheArguments(TypedDict, total=False):
 
 
 _OF_THE_CACHE = ("layout", "num_blocks", "kernel_block_size")
-_OF_A_LAYER = ("kind", "block_size", "num_kv_heads", "head_size", "head_size_v", "dtype", "sliding_window", "page_padding")
+_OF_A_LAYER = (
+    "kind",
+    "block_size",
+    "num_kv_heads",
+    "head_size",
+    "head_size_v",
+    "dtype",
+    "sliding_window",
+    "page_padding",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +111,7 @@ class KVCachePlan:
         return None if self.kernel_block_size is None else [self.kernel_block_size] * len(self.groups)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KVCacheConfigFactory:
     """Plans KV caches; what the fixture ``make_test_kv_cache_config`` returns."""
 
@@ -133,44 +146,39 @@ class KVCacheConfigFactory:
             raise ShapeError(f"{' and '.join(chosen)} were given: give one of them, each describes the whole KV cache")
         allowed = {"shape": (), "specs": _OF_THE_CACHE, "groups": _OF_THE_CACHE}[chosen[0]] if chosen else _ALL
         _check_names(given, allowed, chosen[0] if chosen else None)
-        if specs is None and groups is None:
-            shape = shape_from(**given) if shape is None else shape
-            return self._plan_shape(shape, vllm_config)
-        outline = _outline(_specs_in(specs, groups), given)
         if specs is not None:
-            return self._plan_specs(dict(specs), outline, vllm_config)
-        return self._plan_groups([_group(entry) for entry in groups or ()], outline, vllm_config)
+            return self._plan_given(_planner_of_specs(specs), list(specs.values()), vllm_config, given)
+        if groups is not None:
+            complete = [_group(entry) for entry in groups]
+            return self._plan_given(
+                _planner_of_groups(complete), [group.kv_cache_spec for group in complete], vllm_config, given
+            )
+        return self._plan_shape(shape_from(**given) if shape is None else shape, vllm_config)
 
     def _plan_shape(self, shape: KVCacheShape, vllm_config: VllmConfig | None) -> KVCachePlan:
-        from kvconform.kvcache.build import plan_kv_cache
+        from kvconform.kvcache.build import layer_specs
 
-        return self._plan(shape, vllm_config, lambda config: plan_kv_cache(config, shape))
+        return self._plan(_planner_of_specs(layer_specs(shape)), shape, vllm_config, shape.kernel_block_size)
 
-    def _plan_specs(
-        self, specs: dict[str, KVCacheSpec], outline: KVCacheShape, vllm_config: VllmConfig | None
+    def _plan_given(
+        self, planner: Planner, specs: list[KVCacheSpec], vllm_config: VllmConfig | None, given: CacheArguments
     ) -> KVCachePlan:
-        from kvconform.kvcache.build import plan_specs
-
-        return self._plan(
-            outline, vllm_config, lambda config: plan_specs(config, specs, outline.layout, outline.num_blocks)
-        )
-
-    def _plan_groups(
-        self, groups: list[KVCacheGroupSpec], outline: KVCacheShape, vllm_config: VllmConfig | None
-    ) -> KVCachePlan:
-        from kvconform.kvcache.build import plan_groups
-
-        names = [name for group in groups for name in group.layer_names]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or not all(group.layer_names for group in groups):
-            wrong = f"layer {twice[0]!r} is in several" if twice else "a group without layers is"
-            raise ShapeError(f"{wrong} of the groups given: every layer belongs to one KV cache group, and a group has layers")
-        return self._plan(
-            outline, vllm_config, lambda config: plan_groups(config, groups, outline.layout, outline.num_blocks)
-        )
+        if not specs:
+            raise ShapeError("no specs or groups were given: a KV cache needs at least one layer")
+        for spec in specs:
+            if not isinstance(getattr(spec, "block_size", None), int):
+                raise ShapeError(f"{spec!r} is not one of vLLM's KVCacheSpec: give e.g. a FullAttentionSpec")
+        kernel = given.get("kernel_block_size")
+        sizes = sorted({spec.block_size for spec in specs})
+        if kernel is not None and (kernel < 1 or any(size % kernel for size in sizes)):
+            raise ShapeError(f"kernel_block_size {kernel} must divide every block size, and these are {sizes}")
+        whole: dict[str, Any] = {name: given[name] for name in ("layout", "num_blocks") if name in given}
+        # Stands for the layers where only layout and block counts matter.
+        outline = KVCacheShape((LayerShape(block_size=sizes[0]),), **whole)
+        return self._plan(planner, outline, vllm_config, kernel)
 
     def _plan(
-        self, outline: KVCacheShape, vllm_config: VllmConfig | None, plan: Callable[[VllmConfig], Any]
+        self, planner: Planner, outline: KVCacheShape, vllm_config: VllmConfig | None, kernel: int | None
     ) -> KVCachePlan:
         from vllm.config import set_current_vllm_config
 
@@ -181,10 +189,27 @@ class KVCacheConfigFactory:
                 "make another one with make_vllm_config() for another KV cache"
             )
         with _refusals(outline.layout), set_current_vllm_config(config):
-            configs = plan(config)
-            planned = KVCachePlan(configs.worker, configs.scheduler, config, outline.kernel_block_size)
+            configs = planner(config, outline.layout, outline.num_blocks)
+            planned = KVCachePlan(configs.worker, configs.scheduler, config, kernel)
             allocate_views(planned, "meta")
         return planned
+
+
+def _planner_of_specs(specs: Mapping[str, KVCacheSpec]) -> Planner:
+    from kvconform.kvcache.build import plan_specs
+
+    return lambda config, layout, num_blocks: plan_specs(config, dict(specs), layout, num_blocks)
+
+
+def _planner_of_groups(groups: list[KVCacheGroupSpec]) -> Planner:
+    from kvconform.kvcache.build import plan_groups
+
+    names = [name for group in groups for name in group.layer_names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not all(group.layer_names for group in groups):
+        wrong = f"layer {twice[0]!r} is in several" if twice else "one without layers is"
+        raise ShapeError(f"{wrong} of the groups given: a KV cache group has layers, and every layer is in one group")
+    return lambda config, layout, num_blocks: plan_groups(config, groups, layout, num_blocks)
 
 
 def allocate_views(cache: KVCachePlan, device: str) -> dict[str, torch.Tensor]:
@@ -212,7 +237,9 @@ def shape_from(**given: Unpack[CacheArguments]) -> KVCacheShape:
         shapes = tuple(layers)
         if layer or not all(isinstance(entry, LayerShape) for entry in shapes):
             wrong = f"{', '.join(layer)} beside them" if layer else repr(layers)
-            raise ShapeError(f"layers is a number or a sequence of LayerShape with nothing said of layers beside it, not {wrong}")
+            raise ShapeError(
+                f"layers is a number or a sequence of LayerShape with nothing said of layers beside it, not {wrong}"
+            )
         return KVCacheShape(layers=shapes, **whole)
     if "dtype" in layer:
         layer["dtype"] = str(layer["dtype"]).removeprefix("torch.")
@@ -233,17 +260,9 @@ def _check_names(given: Iterable[str], allowed: Sequence[str], beside: str | Non
             raise ShapeError(f"{name} was given beside {beside}: {beside} describes the layers, {what} may be added")
         close = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ShapeError(f"unknown argument {name}: {hint}the arguments are shape, specs, groups, vllm_config, {', '.join(_ALL)}")
-
-
-def _specs_in(specs: Mapping[str, KVCacheSpec] | None, groups: Sequence[GroupLike] | None) -> list[KVCacheSpec]:
-    found = list(specs.values()) if specs is not None else [_group(entry).kv_cache_spec for entry in groups or ()]
-    if not found:
-        raise ShapeError(f"{'specs' if specs is not None else 'groups'} is empty: a KV cache needs at least one layer")
-    for spec in found:
-        if not isinstance(getattr(spec, "block_size", None), int):
-            raise ShapeError(f"{spec!r} is not one of vLLM's KVCacheSpec: give e.g. a FullAttentionSpec")
-    return found
+        raise ShapeError(
+            f"unknown argument {name}: {hint}the arguments are shape, specs, groups, vllm_config, {', '.join(_ALL)}"
+        )
 
 
 def _group(entry: GroupLike) -> KVCacheGroupSpec:
@@ -254,24 +273,6 @@ def _group(entry: GroupLike) -> KVCacheGroupSpec:
     if not isinstance(entry, tuple) or len(entry) != 2 or isinstance(entry[0], str):
         raise ShapeError(f"{entry!r} is not a KV cache group: give a KVCacheGroupSpec or ([layer name, ...], spec)")
     return KVCacheGroupSpec(list(entry[0]), entry[1])
-
-
-def _outline(specs: Sequence[KVCacheSpec], given: CacheArguments) -> KVCacheShape:
-    """A plain cache with the blocks and the layout of the one that is meant; checks what was said of it."""
-    kernel = given.get("kernel_block_size")
-    for spec in specs:
-        if kernel is not None and (kernel < 1 or spec.block_size % kernel):
-            raise ShapeError(f"kernel_block_size {kernel} must divide every block size, and one is {spec.block_size}")
-    smallest = min(spec.block_size for spec in specs)
-    plain = KVCacheShape()
-    outline = KVCacheShape(
-        (LayerShape(block_size=smallest),),
-        given.get("layout", plain.layout),
-        given.get("num_blocks", plain.num_blocks),
-    )
-    # Whether pages of the given specs can be split is for vLLM to say.
-    object.__setattr__(outline, "kernel_block_size", kernel)
-    return outline
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class SharedStore:
         return expand(value, values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VllmConfigFactory:
     """Makes VllmConfig objects; what the fixture ``make_vllm_config`` returns."""
 
@@ -71,7 +71,9 @@ class VllmConfigFactory:
         role = self.config.kv_role if kv_role is None else kv_role
         if role not in ROLES:
             raise ValueError(f"kv_role is {role!r}: it has to be one of {', '.join(ROLES)}")
-        given = self.config.kv_connector_extra_config if kv_connector_extra_config is None else kv_connector_extra_config
+        given = (
+            self.config.kv_connector_extra_config if kv_connector_extra_config is None else kv_connector_extra_config
+        )
         return ConnectorSpec(
             self.target.class_name, self.target.module_path, role, self.store.expand(dict(given)), engine_id
         )

@@ -63,6 +63,8 @@ except ImportError:  # up to 0.32.0
 CONNECTOR = "FileStoreConnector"
 MODULE = "kvconform.reference.file_store"
 POISON = 0xA5
+# Tiny tensors: threads would only wait for each other.
+torch.set_num_threads(1)
 
 
 def attention(**changes: Any) -> FullAttentionSpec:
@@ -222,9 +224,13 @@ class Worker:
         self.connector.handle_preemptions(metadata)
         with (
             set_forward_context(None, self.config),
-            KVConnectorModelRunnerMixin.maybe_get_kv_connector_output(output) as result,
+            KVConnectorModelRunnerMixin.maybe_get_kv_connector_output(
+                output, defer_finalize=self.setup.runner == "v1-deferred"
+            ) as result,
         ):
             self.forward(batch, wrong)
+        if self.setup.runner == "v1-deferred":  # with speculative decoding: after the draft model's forward
+            KVConnectorModelRunnerMixin.finalize_kv_connector()
         return result, wrong
 
     def forward(self, batch: list[tuple[list[int], list[int], int, int]], wrong: list[str]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from file_store_driver import Engine, Setup, block_files, prompt
+import torch
+from file_store_driver import POISON, Engine, Setup, block_files, prompt
 from vllm.v1.engine import FinishReason
 
 
@@ -74,6 +75,8 @@ def test_a_broken_block_is_recomputed_and_the_store_heals(tmp_path: Path, damage
     request = engine.add("r", prompt(60))
     engine.step()
     assert request.num_output_tokens == 0, "a token was sampled from bad KV"
+    for octets in engine.workers[0].octets.values():
+        assert torch.all(octets[engine.tables["r"][index]] == POISON), "garbage was written into the block"
     assert engine.errors == [{engine.tables["r"][index]}]
     engine.run()
     assert engine.scheduled_tokens == 12 + 60 - 16 * index
@@ -147,6 +150,33 @@ def test_a_request_that_shares_a_bad_block_is_not_stored(tmp_path: Path) -> None
     names = {file.stem for file in block_files(tmp_path)}
     assert {block_hash.hex() for block_hash in engine.requests["r"].block_hashes} == names
     assert len(engine.requests["other"].block_hashes) > 2
+
+
+def test_a_bad_block_left_in_the_local_cache_spoils_nothing(tmp_path: Path) -> None:
+    """Aborted before it could compute the block again, the first request leaves it behind as a local hit."""
+    from vllm.v1.request import RequestStatus
+
+    setup = Setup(tmp_path)
+    Engine(setup).generate(prompt(40))
+    engine = Engine(setup)
+    _damage_before_load(engine, tmp_path, _flip, 1)
+    engine.add("r", prompt(40))
+    engine.step()
+    engine.scheduler.finish_requests("r", RequestStatus.FINISHED_ABORTED)
+    before = set(block_files(tmp_path))
+    assert engine.matched == [32]
+    engine.add("other", prompt(40)[:33] + prompt(40, 3))
+    while engine.scheduler.has_requests():
+        engine.step()
+    assert engine.matched == [32, 0], "vLLM no longer offers the bad block as a local hit; this test shows nothing"
+    assert engine.wrong != [], "the engine itself computed from the bad block"
+    assert set(block_files(tmp_path)) == before
+    # Once the GPU block has been written again, it is as good as any other, also as somebody's local hit.
+    engine.forget_local_cache()
+    engine.wrong.clear()
+    engine.generate(prompt(23 * 16 - 1, 9), name="fills all blocks")
+    assert engine.generate(prompt(23 * 16, 9), name="later") == 16
+    assert len(block_files(tmp_path)) == len(before) + 23
 
 
 def test_a_file_that_cannot_be_removed_is_not_offered_again(tmp_path: Path, monkeypatch: Any) -> None:

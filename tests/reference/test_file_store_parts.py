@@ -239,12 +239,14 @@ def test_the_identity_is_readable_and_the_same_in_every_process(tmp_path: Path) 
 class Plan:
     """A SchedulerSide with one rank, fed by hand."""
 
-    def __init__(self, path: Path, tokens: int = 100, *, block_tokens: int = 16, hash_tokens: int = 16) -> None:
+    def __init__(
+        self, path: Path, tokens: int = 100, *, block_tokens: int = 16, hash_tokens: int = 16, world_size: int = 1
+    ) -> None:
         config = Setup(path).vllm_config()
         self.store = BlockStore(path)
         self.namespace = StoreNamespace(path, describe(config, Setup(path).kv_cache_config(config)))
         self.side = SchedulerSide(
-            self.store, self.namespace, Granularity(block_tokens, hash_tokens), 1, may_load=True, may_save=True
+            self.store, self.namespace, Granularity(block_tokens, hash_tokens), world_size, may_load=True, may_save=True
         )
         hashes = [index.to_bytes(4, "big") for index in range(tokens // hash_tokens)]
         self.request: Any = SimpleNamespace(
@@ -389,6 +391,44 @@ def test_reports_of_all_ranks_are_needed() -> None:
     two = FileStoreReport({2: StepResult(1), 3: StepResult(1)})
     for merged in (one.aggregate(two), two.aggregate(one)):
         assert merged.steps == {1: StepResult(1), 2: StepResult(2, frozenset({7})), 3: StepResult(1)}
+
+
+def _stage(plan: Plan, rank: int) -> None:
+    for step in plan.side._steps.values():
+        for save_id in step.saves:
+            path = plan.store.staged_path(plan.namespace.staging, save_id, rank)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+
+
+def _report(plan: Plan, **result: Any) -> None:
+    report = FileStoreReport({1: StepResult(**{"votes": 1, **result})})
+    plan.side.step_reported(KVConnectorOutput(kv_connector_worker_meta=report))
+
+
+@pytest.mark.parametrize("late_failure", [False, True])
+def test_blocks_appear_when_the_last_rank_has_reported(tmp_path: Path, late_failure: bool) -> None:
+    plan = Plan(tmp_path, tokens=40, world_size=2)
+    plan.side.allocated(plan.request, [5, 6, 7], 0)
+    assert plan.build(40, new=([5, 6, 7], 0)) == [5, 6]
+    _stage(plan, 0)
+    _stage(plan, 1)
+    _report(plan)
+    assert plan.side.match(plan.request, 0) == 0
+    _report(plan, failed=frozenset({1}) if late_failure else frozenset())
+    assert plan.side.match(plan.request, 0) == (0 if late_failure else 32)
+    assert plan.side.match(plan.request, 16) == 16
+    assert list(tmp_path.rglob("*.staged")) == []
+
+
+def test_a_reset_does_not_wait_for_saves_of_the_time_before(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, tokens=40)
+    plan.side.allocated(plan.request, [5, 6, 7], 0)
+    assert plan.build(40, new=([5, 6, 7], 0)) == [5, 6]
+    plan.side.reset()
+    plan.side.finished(plan.request)
+    plan.side.allocated(plan.request, [8, 9, 10], 0)
+    assert plan.build(40, new=([8, 9, 10], 0)) == [8, 9]
 
 
 def test_foreign_output_is_ignored(tmp_path: Path) -> None:

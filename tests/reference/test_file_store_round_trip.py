@@ -89,7 +89,7 @@ def test_local_hit_then_external_hit(tmp_path: Path, local: int) -> None:
 
 
 @pytest.mark.parametrize("budget", [16, 17, 20, 33])
-@pytest.mark.parametrize("runner", ["v1", "v2"])
+@pytest.mark.parametrize("runner", ["v1", "v1-deferred", "v2"])
 def test_chunked_prefill_stores_every_block_once(tmp_path: Path, budget: int, runner: str) -> None:
     setup = Setup(tmp_path, token_budget=budget, runner=runner)
     first = Engine(setup)

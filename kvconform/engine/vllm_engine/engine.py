@@ -29,6 +29,7 @@ from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
 from kvconform.engine.vllm_engine.ownership import Load, Ownership
 from kvconform.engine.vllm_engine.requests import build_request, hash_function, token_chain
+from kvconform.engine.vllm_engine.role_watch import RoleWatch
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
 from kvconform.kvcache.build import plan_kv_cache
 from kvconform.kvcache.oracle import TokenChain
@@ -78,13 +79,19 @@ class VllmEngine:
         self._sampled: dict[str, int] = {}
         self._allocated: set[str] = set()
         self._stopped = False
+        self._begun: tuple[Any, Any] = (None, None)
         self.recorder = Recorder(history, lambda: (self.number, self.steps))
         self.recorder.after["get_num_new_matched_tokens"] = self._after_match
         self.recorder.after["update_state_after_alloc"] = self._after_alloc
         self.recorder.after["handle_preemptions"] = self._after_handle_preemptions
         self.worker: SimulatedWorker | None = None
         self.scheduler: Any = None
-        self._guard("start-up", lambda: self._start(connector, torch.device(device)))
+        try:
+            self._guard("start-up", lambda: self._start(connector, torch.device(device)))
+        except EngineStopped:
+            # Nobody else will ever hold this engine.
+            self.release()
+            raise
 
     # -- start-up --------------------------------------------------------------------------------------------------
 
@@ -130,6 +137,15 @@ class VllmEngine:
             for name in group.layer_names
         }
         self.provenance.know_memory(self.worker.memory, f" (engine {self.number})")
+        self.watch = RoleWatch(
+            self.history,
+            self.number,
+            self.scheduler,
+            {"scheduler": self.connector, "worker": self.worker.connector},
+            self.worker.memory,
+            separate=self.options.crossing == "pickle",
+        )
+        self.recorder.watch = self.watch
 
     def _instrumented_factory(self) -> Any:
         """While the Scheduler is built, record the scheduler-role connector's hooks from its very first call on."""
@@ -167,16 +183,43 @@ class VllmEngine:
 
     def step(self) -> bool:
         """One EngineCore.step: schedule, execute, update."""
+        if not self.begin_step():
+            return False
+        self.finish_step()
+        return True
+
+    def begin_step(self) -> bool:
+        """Schedule, and put the result through serialisation."""
         if not self._guard("has_requests", self.scheduler.has_requests):
             return False
         self.steps += 1
         self._allocated.clear()
         output = self._guard("schedule", self.scheduler.schedule)
         self._note_schedule(output)
-        crossed = self._cross("scheduler output", output)
+        self._begun = (output, self._cross("scheduler output", output))
+        return True
+
+    def finish_step(self) -> None:
+        """Execute, and take the results."""
+        output, crossed = self._begun
         result = self._guard("execute_model", lambda: self._execute(crossed))
         self._finish_step(output, result)
-        return True
+
+    def dummy_run(self) -> None:
+        """GPUModelRunner._dummy_run with the connector disabled (vllm/v1/worker/gpu/model_runner.py, 0.32.0)."""
+        assert self.worker is not None
+        self.history.add(ProgramAction(self.number, self.steps, "dummy run", {}))
+        self._guard("dummy run", self.worker.dummy_run)
+        self._check_writes("in a dummy run")
+
+    def repeat_handshake(self) -> None:
+        """EngineCore.wake_up does this from 0.33.0 on, once the KV cache is back."""
+        worker = self.worker
+        assert worker is not None
+        self.history.add(ProgramAction(self.number, self.steps, "handshake again", {}))
+        metadata = self._guard("collecting handshake metadata", worker.handshake_metadata)
+        crossed = self._cross("handshake metadata", metadata)
+        self._guard("delivering handshake metadata", lambda: compat.deliver_handshake(self.connector, [crossed]))
 
     def drain(self) -> None:
         """Step until idle."""
@@ -191,11 +234,20 @@ class VllmEngine:
         """vLLM's own reset."""
         action = "preempt all" if running else "reset connector" if connector else "forget local"
         self.history.add(ProgramAction(self.number, self.steps, action, {}))
-        done = self._guard(
-            "reset_prefix_cache",
-            lambda: self.scheduler.reset_prefix_cache(reset_running_requests=running, reset_connector=connector),
-        )
-        return bool(done)
+
+        def reset() -> bool:
+            try:
+                return bool(
+                    self.scheduler.reset_prefix_cache(reset_running_requests=running, reset_connector=connector)
+                )
+            except RuntimeError:
+                # With reset_running_requests, vLLM raises while a load or a held request keeps blocks. The caller of
+                # the utility gets that error, the engine core lives on (Scheduler.reset_prefix_cache, 0.32.0).
+                if running and self.recorder.raised.error is None:
+                    return False
+                raise
+
+        return bool(self._guard("reset_prefix_cache", reset))
 
     def audit(self) -> None:
         """What the scheduler still holds; an idle engine holds nothing."""
@@ -209,6 +261,7 @@ class VllmEngine:
             detail = f"{len(held)} blocks with references: {held[:20]}; {free} of {usable} free"
             self.history.add(Leaked(self.number, self.steps, "blocks", detail))
         self.history.add(Audited(self.number, self.steps, free, usable))
+        self.watch.inspect()
 
     def shutdown(self) -> None:
         """Worker role first, scheduler role second (EngineCore.shutdown)."""
@@ -255,6 +308,7 @@ class VllmEngine:
         result = self.worker.run(output, requests, forward)
         connector_output = result.kv_connector_output
         failed = set(getattr(connector_output, "invalid_block_ids", None) or ())
+        self._failed_blocks -= self._filled_blocks(requests)
         self._failed_blocks |= failed
         self._check_writes("while saving, and collecting results")
         forward.report(self.history, self.number, self.steps, requests, self._failed_blocks)
@@ -281,6 +335,16 @@ class VllmEngine:
             kv_connector_output=self._cross("worker output", connector_output),
         )
 
+    def _filled_blocks(self, requests: list[ScheduledRequest]) -> set[int]:
+        """Blocks whose last slot this step's forward wrote: whatever failed to load into them is computed anew."""
+        filled: set[int] = set()
+        for request in requests:
+            for group, table in enumerate(request.block_ids):
+                size = self.ownership.block_sizes[group]
+                first, stop = request.computed // size, (request.computed + request.scheduled) // size
+                filled.update(table[first:stop])
+        return filled
+
     def _hooked(self, body: Any) -> Any:
         from kvconform.engine.vllm_engine.layers import with_layer_hooks
 
@@ -289,12 +353,16 @@ class VllmEngine:
     def _finish_step(self, output: Any, result: Any) -> None:
         outputs = self._guard("update_from_output", lambda: self.scheduler.update_from_output(output, result))
         self._check_writes("while the scheduler took the results")
+        self.watch.step_ended()
         for client in outputs.values():
             for item in client.outputs:
                 reason = None if item.finish_reason is None else str(item.finish_reason)
                 self.history.add(Tokens(self.number, self.steps, item.request_id, tuple(item.new_token_ids), reason))
 
     def _note_schedule(self, output: Any) -> None:
+        # First of all: a client may have used a finished request's id again in this very step.
+        for request_id in output.finished_req_ids:
+            self.ownership.computed.pop(request_id, None)
         cached = output.scheduled_cached_reqs
         computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
         computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
@@ -325,24 +393,26 @@ class VllmEngine:
                 compat.has_sync_kv_loads(output),
             )
         )
-        for request_id in output.finished_req_ids:
-            self.ownership.computed.pop(request_id, None)
 
     def _blocks_to_poison(self, output: Any) -> Any:
         """Blocks handed out anew in this step, per group: everything behind the local hit."""
         sizes = self.ownership.block_sizes
-        for new in output.scheduled_new_reqs:
-            local = self._external.get(new.req_id, (new.num_computed_tokens, 0))[0]
-            async_loaded = new.req_id in self._last_match and self._last_match[new.req_id][1]
-            start = new.num_computed_tokens if async_loaded else local
-            for group, ids in enumerate(new.block_ids):
-                yield group, [block for block in ids[-(-start // sizes[group]) :] if block]
+        tables = [(new.req_id, new.num_computed_tokens, new.block_ids) for new in output.scheduled_new_reqs]
         cached = output.scheduled_cached_reqs
-        for index, request_id in enumerate(cached.req_ids):
-            if request_id in cached.resumed_req_ids or cached.new_block_ids[index] is None:
+        for request_id, computed, new_ids in zip(
+            cached.req_ids, cached.num_computed_tokens, cached.new_block_ids, strict=True
+        ):
+            if request_id in cached.resumed_req_ids:
+                tables.append((request_id, computed, new_ids))
                 continue
-            for group, ids in enumerate(cached.new_block_ids[index]):
+            for group, ids in enumerate(new_ids or ()):
                 yield group, [block for block in ids if block]
+        for request_id, computed, whole_table in tables:
+            local = self._external.get(request_id, (computed, 0))[0]
+            async_loaded = request_id in self._last_match and self._last_match[request_id][1]
+            start = computed if async_loaded else local
+            for group, ids in enumerate(whole_table):
+                yield group, [block for block in ids[-(-start // sizes[group]) :] if block]
 
     # -- what the recorder tells us --------------------------------------------------------------------------------
 

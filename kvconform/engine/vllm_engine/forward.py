@@ -113,7 +113,8 @@ class LayerForward:
         origins = self.provenance.identify(observed[wrong].cpu().numpy())
         sentences = describe([int(p) for p in positions], origins, layer.name)
         self.findings.append(_Finding(request, layer, positions, blocks[rows], sentences))
-        self.taints[request.request_id] = key64("taint", request.request_id, int(positions[0]))
+        # The first wrong layer decides: what later layers write must be known under one taint per step.
+        self.taints.setdefault(request.request_id, key64("taint", request.request_id, int(positions[0])))
 
     def _write(self, layer: LayerMemory, request: ScheduledRequest) -> None:
         stop = request.computed + request.scheduled

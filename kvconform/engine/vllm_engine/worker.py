@@ -7,6 +7,7 @@ oracle and writes what it would compute.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from kvconform.engine import compat
 from kvconform.engine.instrument import Recorder
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
+from kvconform.engine.vllm_engine.slot import ConnectorSlot
 from kvconform.kvcache.build import GUARD_BYTES, allocate
 from kvconform.kvcache.memory import KVMemory
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
+
+
+# A dummy forward takes a while, so that a connector's threads notice it.
+DUMMY_LAYER_SECONDS = 0.01
 
 
 @dataclass
@@ -72,12 +78,12 @@ class SimulatedWorker:
         self.kv_cache_config = kv_cache_config
         self.options = options
         self.requests: dict[str, WorkerRequest] = {}
-        self._state: Any = kv_transfer_state
-        self._previous_agent = kv_transfer_state._KV_CONNECTOR_AGENT
-        kv_transfer_state._KV_CONNECTOR_AGENT = None
+        self.connector: Any = None
+        ConnectorSlot.open()
         try:
             kv_transfer_state.ensure_kv_transfer_initialized(vllm_config, kv_cache_config)
-            self.connector: Any = kv_transfer_state._KV_CONNECTOR_AGENT
+            self.connector = kv_transfer_state._KV_CONNECTOR_AGENT
+            ConnectorSlot.enter(self.connector)
             recorder.attach(self.connector, "worker")
             with self._memory_pool():
                 views = allocate(vllm_config, kv_cache_config, options.shape, device)
@@ -86,7 +92,7 @@ class SimulatedWorker:
             self._bind_layers(views)
             self._active = self._register(views)
         except BaseException:
-            self.release()
+            ConnectorSlot.leave(self.connector)
             raise
 
     # -- start-up --------------------------------------------------------------------------------------------------
@@ -151,13 +157,10 @@ class SimulatedWorker:
         """Run one step in the call order of the chosen model runner."""
         from vllm.config import set_current_vllm_config
 
-        previous, self._state._KV_CONNECTOR_AGENT = self._state._KV_CONNECTOR_AGENT, self.connector
-        try:
-            with set_current_vllm_config(self.vllm_config), torch.no_grad():
-                run = self._run_v1 if self.options.runner == "v1" else self._run_v2
-                return WorkerStep(run(output, requests, forward), requests)
-        finally:
-            self._state._KV_CONNECTOR_AGENT = previous
+        ConnectorSlot.enter(self.connector)
+        with set_current_vllm_config(self.vllm_config), torch.no_grad():
+            run = self._run_v1 if self.options.runner == "v1" else self._run_v2
+            return WorkerStep(run(output, requests, forward), requests)
 
     def _run_v1(
         self, output: SchedulerOutput, requests: list[ScheduledRequest], forward: LayerForward
@@ -208,6 +211,24 @@ class SimulatedWorker:
         self._active.finish_forward()
         return self._active.post_forward(output.finished_req_ids)
 
+    def dummy_run(self) -> None:
+        """Take the connector out of the process-wide slot for as long as a small forward takes, and put it back.
+
+        Model runner V2 does it through ActiveKVConnector.set_disabled; V1 runs dummy batches without metadata, and for
+        a connector that is the same.
+        """
+        from kvconform.engine.vllm_engine.layers import with_layer_hooks
+
+        if self._active is None:
+            return
+        self._active.set_disabled(True)
+        try:
+            attention = with_layer_hooks(lambda _: time.sleep(DUMMY_LAYER_SECONDS))
+            for name in self.layer_names:
+                attention(name)
+        finally:
+            self._active.set_disabled(False)
+
     def _apply_block_operations(self, output: SchedulerOutput) -> None:
         """Zero and copy blocks as the step demands; single-precision attention-only caches demand neither."""
         assert not output.new_block_ids_to_zero, "caches that need zeroing are not simulated yet"
@@ -231,15 +252,12 @@ class SimulatedWorker:
     # -- end -------------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Shut down and give the process-wide agent back (kv_transfer_state.ensure_kv_transfer_shutdown)."""
+        """Shut the connector down (kv_transfer_state.ensure_kv_transfer_shutdown)."""
+        ConnectorSlot.enter(self.connector)
         try:
             self.connector.shutdown()
         finally:
-            self.release()
-
-    def release(self) -> None:
-        """Restore vLLM's process-wide connector to what it was before this worker."""
-        self._state._KV_CONNECTOR_AGENT = self._previous_agent
+            ConnectorSlot.leave(self.connector)
 
 
 def _tokens(requests: list[ScheduledRequest]) -> int:

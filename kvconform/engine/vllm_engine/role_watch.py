@@ -1,0 +1,246 @@
+"""Watching what the two roles do to what is not theirs: the engine's objects, handed-over metadata, the other role."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kvconform.engine.history import (
+    BorrowedChanged,
+    ForeignState,
+    History,
+    MetadataHeld,
+    Role,
+    RolesInspected,
+    TransferParams,
+)
+from kvconform.engine.snapshot import ObjectState, differences, plain
+from kvconform.kvcache.memory import KVMemory
+
+# Through these a connector may pin and release blocks (vllm/v1/core/block_pool.py, BlockPool, 0.29.0 to 0.33.0).
+_POOL_METHODS = ("touch", "free_blocks", "get_new_blocks", "evict_blocks", "reset_prefix_cache", "cache_full_blocks")
+# The fields of SchedulerOutput that build_connector_meta may change (contract: META-01), and its own result.
+_OUTPUT_EXEMPT = frozenset({"new_block_ids_to_zero", "has_sync_kv_loads", "kv_connector_metadata"})
+# A request may be adapted before it is scheduled for the first time (contract: ROLE-14, notes).
+_ADAPTING = "on_new_request"
+_OBJECT_LIMIT = 20_000
+
+
+class RoleWatch:
+    """Looks at engine objects before and after every scheduler-role hook, and at the roles once the engine is idle.
+
+    Args:
+        history: where it says what it saw.
+        number: the engine's number in the history.
+        scheduler: vLLM's Scheduler.
+        connectors: the instance of each role.
+        memory: the worker's KV cache.
+        separate: whether the roles only exchange pickled objects, so that a shared object is no copy's fault.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        number: int,
+        scheduler: Any,
+        connectors: Mapping[Role, Any],
+        memory: KVMemory,
+        separate: bool,
+    ) -> None:
+        self._history = history
+        self._number = number
+        self._step = 0
+        self._scheduler = scheduler
+        self._connectors = connectors
+        self._memory = memory
+        self._separate = separate
+        self._pool: Any = scheduler.kv_cache_manager.block_pool
+        self._pool_calls = 0
+        # A stack: a hook may call another one, as bind_kv_cache_manager does.
+        self._before: list[tuple[dict[str, Any], list[int], int]] = []
+        self._output: ObjectState | None = None
+        self._held: tuple[Any, Any] | None = None
+        for name in _POOL_METHODS:
+            original = getattr(self._pool, name, None)
+            if original is not None:
+                setattr(self._pool, name, self._counted(original))
+
+    def _counted(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._pool_calls += 1
+            return original(*args, **kwargs)
+
+        return counted
+
+    # -- around one hook -------------------------------------------------------------------------------------------
+
+    def enter(self, role: Role, hook: str, step: int, args: tuple[Any, ...]) -> None:
+        """Called before a hook."""
+        self._step = step
+        if role != "scheduler" or hook == _ADAPTING:
+            return
+        self._before.append((self._requests(), self._references(), self._pool_calls))
+        if hook == "build_connector_meta":
+            self._output = _output_fields(args[0])
+
+    def leave(self, role: Role, hook: str, args: tuple[Any, ...], result: Any) -> None:
+        """Called after a hook that returned."""
+        if role != "scheduler" or hook == _ADAPTING:
+            return
+        requests, references, pool_calls = self._before.pop()
+        changes = list(differences(requests, self._requests(), "requests"))
+        if self._pool_calls == pool_calls:
+            now = self._references()
+            changes += [
+                f"the reference count of block {block}: {old} became {new}"
+                for block, (old, new) in enumerate(zip(references, now, strict=True))
+                if old != new
+            ]
+        self._note(hook, "request or block", changes)
+        if hook == "build_connector_meta" and self._output is not None:
+            self._note(hook, "scheduler output", list(differences(self._output, _output_fields(args[0]), "output")))
+            self._compare_held()
+            self._held = (result, plain(result))
+        if hook in ("request_finished", "request_finished_all_groups"):
+            self._note_params(hook, args[0].request_id, result)
+
+    def raised(self, role: Role, hook: str, error: BaseException) -> None:
+        """Called after a hook that raised: did it look for something that only the other role has?"""
+        if role == "scheduler" and hook != _ADAPTING:
+            self._before.pop()
+        other = self._connectors["worker" if role == "scheduler" else "scheduler"]
+        state = _foreign_state(error, self._connectors[role], other)
+        if state is not None:
+            self._history.add(ForeignState(self._number, self._step, role, hook, state))
+
+    def _note(self, hook: str, what: str, changes: list[str]) -> None:
+        if changes:
+            self._history.add(BorrowedChanged(self._number, self._step, hook, what, tuple(changes)))
+
+    def _requests(self) -> dict[str, Any]:
+        """What belongs to the engine of every live request; kv_transfer_params belongs to the connector."""
+        manager = self._scheduler.kv_cache_manager
+        return {
+            request_id: {
+                "status": request.status,
+                "num_computed_tokens": request.num_computed_tokens,
+                "block_hashes": list(request.block_hashes),
+                "block_table": [list(group) for group in manager.get_block_ids(request_id)],
+            }
+            for request_id, request in self._scheduler.requests.items()
+        }
+
+    def _references(self) -> list[int]:
+        return [block.ref_cnt for block in self._pool.blocks]
+
+    def _note_params(self, hook: str, request: str, result: Any) -> None:
+        params = result[1] if isinstance(result, tuple) and len(result) == 2 else None
+        if params is not None:
+            self._history.add(TransferParams(self._number, self._step, request, tuple(not_json(params))))
+
+    # -- metadata that was handed over -----------------------------------------------------------------------------
+
+    def step_ended(self) -> None:
+        """The workers are done with this step, and the scheduler has taken their results: a new beginning."""
+        if self._held is not None:
+            self._held = (self._held[0], plain(self._held[0]))
+
+    def _compare_held(self) -> None:
+        """The step was scheduled; had it overlapped the one before, its metadata would still be in use."""
+        if self._held is not None:
+            metadata, before = self._held
+            changes = tuple(differences(before, plain(metadata), "metadata", growth=False))
+            self._history.add(MetadataHeld(self._number, self._step, changes))
+
+    # -- what the roles hold ---------------------------------------------------------------------------------------
+
+    def inspect(self) -> None:
+        """Which of the other side's objects each role's instance can be seen to hold."""
+        engine_objects = {id(self._scheduler): "the Scheduler", id(self._pool): "the BlockPool"}
+        engine_objects[id(self._scheduler.kv_cache_manager)] = "the KVCacheManager"
+        storage = self._memory.raw.untyped_storage().data_ptr()
+        found = [
+            f"the scheduler-role instance holds the KV cache tensors: {path}"
+            for path, value in _held_by(self._connectors["scheduler"])
+            if hasattr(value, "untyped_storage") and value.untyped_storage().data_ptr() == storage
+        ]
+        if self._separate:
+            found += [
+                f"the worker-role instance holds {engine_objects[id(value)]}: {path}"
+                for path, value in _held_by(self._connectors["worker"])
+                if id(value) in engine_objects
+            ]
+        self._history.add(RolesInspected(self._number, self._step, tuple(found)))
+
+
+def _output_fields(output: Any) -> ObjectState:
+    fields = {name: plain(value) for name, value in vars(output).items() if name not in _OUTPUT_EXEMPT}
+    return ObjectState("SchedulerOutput", fields)
+
+
+def _foreign_state(error: BaseException, own: Any, other: Any) -> str | None:
+    """The attribute that this instance lacks and the other role's has, or "the bound metadata"; None if neither."""
+    if isinstance(error, AttributeError) and error.obj is own and error.name in vars(other):
+        return f"its attribute {error.name}, which only the other role's instance has"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    # KVConnectorBase_V1._get_connector_metadata asserts that metadata is bound.
+    innermost = trace.tb_frame.f_code.co_name if trace is not None else ""
+    if isinstance(error, AssertionError) and innermost == "_get_connector_metadata":
+        return "bound connector metadata"
+    return None
+
+
+def _held_by(instance: Any) -> Iterator[tuple[str, Any]]:
+    """Everything that can be reached from an instance's attributes, with its path; vLLM's own graph is not entered."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [(f"self.{name}", value) for name, value in vars(instance).items()]
+    while waiting and len(seen) < _OBJECT_LIMIT:
+        path, value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield path, value
+        waiting += _inside(path, value)
+
+
+def _inside(path: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        # A worker's layers are in the configuration's forward context; a connector may keep that mapping in both roles.
+        layers = any(hasattr(item, "get_kv_cache_spec") for item in value.values())
+        return [] if layers else [(f"{path}[{key!r}]", item) for key, item in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    module = type(value).__module__
+    if isinstance(value, type) or callable(value) or module.startswith(("vllm.config", "vllm.v1", "torch", "builtins")):
+        return []
+    return [(f"{path}.{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
+
+
+def not_json(value: Any, path: str = "kv_transfer_params") -> Iterator[str]:
+    """What in ``value`` does not survive msgpack and JSON as it is; tuples arrive as lists and count as such.
+
+    vllm/v1/serial_utils.py, MsgpackEncoder, and the front-end's JSON (0.32.0).
+    """
+    kind = type(value)
+    if value is None or kind in (bool, str):
+        return
+    if kind is int:
+        if not -(1 << 63) <= value < 1 << 64:
+            yield f"{path} is an int of more than 64 bits"
+    elif kind is float:
+        if value != value or value in (float("inf"), float("-inf")):
+            yield f"{path} is {value}, which JSON does not have"
+    elif kind in (list, tuple):
+        for index, item in enumerate(value):
+            yield from not_json(item, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield f"{path} has the key {key!r} of type {type(key).__name__}"
+            yield from not_json(item, f"{path}[{key!r}]")
+    else:
+        yield f"{path} is of type {kind.__module__}.{kind.__qualname__}"

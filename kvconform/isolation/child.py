@@ -1,0 +1,166 @@
+"""The connector's own process, and the nursery from which it is forked.
+
+Started by :mod:`kvconform.isolation.room` as ``python -m kvconform.isolation.child FD STACKS``. The nursery imports
+torch and vLLM once and never touches a connector; for every order on the socket FD it forks a process that loads the
+connector and answers on a socket of its own. So a new process after a hang or a crash costs a moment, not an import of
+vLLM. Standard output and error belong to the connector; STACKS is where stacks are written on SIGUSR1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from kvconform.errors import UsageError
+from kvconform.isolation.codec import dump_examination, from_bytes, load_program, to_bytes
+
+# Orders are small: a folder list and a connector's configuration.
+MAX_ORDER = 1 << 20
+
+
+def main(arguments: list[str]) -> None:
+    """Serve orders until the other end is closed."""
+    control = socket.socket(fileno=int(arguments[0]))
+    stacks = arguments[1]
+    _die_with_parent()
+    while True:
+        order, descriptors, _, _ = socket.recv_fds(control, MAX_ORDER, 1)
+        if not order:
+            return
+        request = json.loads(order)
+        if request["order"] == "preload":
+            answer = _preload(request)
+        elif request["order"] == "start":
+            answer = {"pid": _fork(control, descriptors[0], request, stacks)}
+        else:
+            answer = {"ended": _reap(request["pid"])}
+        control.sendall(to_bytes(answer) + b"\n")
+
+
+def _preload(request: dict[str, Any]) -> dict[str, Any]:
+    """Import what every engine needs; nothing of the connector's."""
+    sys.path[:] = request["sys_path"]
+    from kvconform.api import prepare
+
+    try:
+        prepare(request["device"])
+        import vllm.distributed.parallel_state
+        import vllm.lora.request
+        import vllm.v1.core.sched.scheduler
+        import vllm.v1.structured_output
+        import vllm.v1.worker.gpu.kv_connector
+        import vllm.v1.worker.kv_connector_model_runner_mixin
+        import vllm.v1.worker.utils  # noqa: F401
+
+        import kvconform.engine.vllm_engine.layers  # noqa: F401
+    except UsageError as error:
+        return {"usage": str(error)}
+    return {"ready": True}
+
+
+def _fork(control: socket.socket, descriptor: int, request: dict[str, Any], stacks: str) -> int:
+    pid = os.fork()
+    if pid:
+        os.close(descriptor)
+        return pid
+    control.close()
+    _die_with_parent()
+    # The file stays open for the life of the process: faulthandler writes to it from the signal handler.
+    faulthandler.register(signal.SIGUSR1, file=Path(stacks).open("w"), all_threads=True)  # noqa: SIM115
+    code = 1
+    try:
+        _serve(Connection(descriptor), request)
+        code = 0
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _reap(pid: int) -> int | None:
+    """The exit code of a process that was forked here, negative for a signal, None while it runs."""
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return 0  # asked again after it was collected
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _serve(pipe: Connection, setup: dict[str, Any]) -> None:
+    """Load the connector and answer until the other end is closed."""
+    if "observe" in setup:
+        pipe.send_bytes(to_bytes({"observation": _observe(setup)}))
+        return
+    try:
+        conformance = _conformance(setup)
+    except UsageError as error:
+        pipe.send_bytes(to_bytes({"usage": str(error)}))
+        return
+    pipe.send_bytes(to_bytes({"ready": True}))
+    while True:
+        try:
+            request = from_bytes(pipe.recv_bytes())
+        except (EOFError, OSError):
+            return
+        pipe.send_bytes(to_bytes(_answer(conformance, request)))
+
+
+def _observe(setup: dict[str, Any]) -> dict[str, Any]:
+    """The class is not loaded before: the first import is a part of what is observed."""
+    from kvconform.engine.options import ConnectorSpec
+    from kvconform.engine.vllm_engine.construction import observe
+
+    if setup["search_path"] is not None:
+        sys.path.insert(0, setup["search_path"])
+    spec = ConnectorSpec(**setup["observe"])
+    return observe(spec, setup["device"], scheduler_only=setup["scheduler_only"]).to_dict()
+
+
+def _conformance(setup: dict[str, Any]) -> Any:
+    from kvconform.config import RunConfig
+    from kvconform.conformance import Conformance
+    from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
+    from kvconform.target import Target
+
+    search_path = setup["target"].pop("search_path")
+    target = Target(**setup["target"], search_path=None if search_path is None else Path(search_path))
+    config = RunConfig(**{**setup["config"], "capabilities": tuple(setup["config"]["capabilities"])})
+    # What the first engine would do anyway counts as start-up, not against the first scenario's time limit.
+    ensure_parallel_state()
+    target.load()
+    return Conformance(target, config)
+
+
+def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from kvconform.scenario.exploration import Refused
+
+    try:
+        return {"examination": dump_examination(conformance.examine(load_program(request["program"])))}
+    except Refused as error:
+        return {"refused": str(error)}
+    except Exception as error:
+        # Whatever the connector raises is part of the history; what arrives here is the kit's own fault.
+        import traceback
+
+        return {"kit_error": "".join(traceback.format_exception(error))[-4000:]}
+
+
+def _die_with_parent() -> None:
+    """Linux: end when the process that started this one ends, however it ends (prctl PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,151 @@
+"""The process that has vLLM imported and forks connectors' processes on demand; one per pytest process."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+from kvconform.errors import UsageError
+from kvconform.isolation.codec import to_bytes
+
+# Importing torch and vLLM on a loaded machine.
+START_LIMIT = 300.0
+_OUTPUT_KEPT = 16  # chunks of 4 KiB
+
+
+class Nursery:
+    """Starts processes that have vLLM imported already.
+
+    Args:
+        device: "cpu" or "cuda": the platform on which vLLM is imported.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._output: collections.deque[bytes] = collections.deque(maxlen=_OUTPUT_KEPT)
+        self._stacks = Path()
+
+    def start(self, setup: dict[str, Any]) -> tuple[int, Connection]:
+        """Fork a process for a connector: its id, and the connection on which it will say that it is ready.
+
+        Raises:
+            UsageError: vLLM cannot be used here.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._launch()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            answer = self._order({"order": "start", **setup}, [theirs.fileno()])
+        return int(answer["pid"]), Connection(ours.detach())
+
+    def ended(self, pid: int) -> int | None:
+        """The exit code of a process, negative for a signal, None while it runs."""
+        return self._order({"order": "reap", "pid": pid})["ended"]  # type: ignore[no-any-return]
+
+    def kill(self, pid: int) -> None:
+        """End a process, whatever it is doing."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(100):
+            with contextlib.suppress(OSError, ValueError):
+                if self.ended(pid) is not None:
+                    return
+            time.sleep(0.02)
+
+    def stacks(self, pid: int) -> str:
+        """The stacks of all threads of a process; one that is stopped hard has none to show."""
+        os.kill(pid, signal.SIGUSR1)
+        text = ""
+        for _ in range(40):
+            time.sleep(0.05)
+            before, text = text, self._stacks.read_text(errors="replace")
+            if text and text == before:
+                break
+        return text
+
+    def output(self, lines: int = 15) -> str:
+        """The end of what the processes printed."""
+        time.sleep(0.05)
+        text = b"".join(self._output).decode(errors="replace").splitlines()
+        cut = ["(earlier lines cut)"] if len(text) > lines else []
+        return "\n".join(cut + text[-lines:])
+
+    def close(self) -> None:
+        """End the nursery; processes that it started end with it."""
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+            self._process.kill()
+            self._process.wait()
+        self._process = self._control = None
+
+    def _launch(self) -> None:
+        self._stacks = Path(tempfile.mkdtemp(prefix="kvconform-room-")) / "stacks.txt"
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kvconform.isolation.child", str(theirs.fileno()), str(self._stacks)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+            )
+        self._control = ours
+        assert self._process.stdout is not None
+        reader = threading.Thread(
+            target=_drain, args=(self._process.stdout, self._output), daemon=True, name="kvconform-output"
+        )
+        reader.start()
+        answer = self._order({"order": "preload", "device": self._device, "sys_path": _search_path()})
+        if "usage" in answer:
+            self.close()
+            raise UsageError(answer["usage"])
+
+    def _order(self, message: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
+        control = self._control
+        assert control is not None
+        socket.send_fds(control, [to_bytes(message)], descriptors or [])
+        answer = b""
+        while not answer.endswith(b"\n"):
+            readable, _, _ = select.select([control], [], [], START_LIMIT)
+            chunk = control.recv(1 << 16) if readable else b""
+            if not chunk:
+                raise UsageError(f"The kit's process with vLLM could not be started; it printed:\n{self.output()}")
+            answer += chunk
+        decoded: dict[str, Any] = json.loads(answer)
+        return decoded
+
+
+def _search_path() -> list[str]:
+    return [folder or str(Path.cwd()) for folder in sys.path]
+
+
+def _environment() -> dict[str, str]:
+    """The parent's, and the kit itself importable: it may run from a checkout that is not installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), root]))}
+
+
+def _drain(stream: IO[bytes], kept: collections.deque[bytes]) -> None:
+    """Read all output, keep the end: a flood costs neither memory nor a full pipe."""
+    with stream:
+        while chunk := os.read(stream.fileno(), 4096):
+            kept.append(chunk)

@@ -1,0 +1,128 @@
+"""pytest's side of the connector's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+from kvconform.checks.model import Examination
+from kvconform.config import RunConfig
+from kvconform.errors import UsageError
+from kvconform.isolation.codec import dump_program, from_bytes, load_examination, to_bytes
+from kvconform.isolation.nursery import START_LIMIT, Nursery
+from kvconform.scenario.exploration import Refused
+from kvconform.scenario.program import Program
+from kvconform.target import Target
+
+
+class HungError(Exception):
+    """A scenario did not end within its time limit; ``stacks`` are those of all threads of the connector's process."""
+
+    def __init__(self, limit: float, stacks: str) -> None:
+        super().__init__(f"no answer within {limit:g} s")
+        self.limit = limit
+        self.stacks = stacks
+
+
+class CrashedError(Exception):
+    """The connector's process ended; ``how`` says with what, ``output`` is the end of what it printed."""
+
+    def __init__(self, how: str, output: str) -> None:
+        super().__init__(how)
+        self.how = how
+        self.output = output
+
+
+class KitError(Exception):
+    """The kit itself failed in the connector's process; the text is its traceback."""
+
+
+class Room:
+    """One connector in a process of its own, started when it is first needed and again after a hang or a crash.
+
+    Args:
+        target: the connector.
+        config: the run's configuration for it.
+        nursery: where processes come from.
+    """
+
+    def __init__(self, target: Target, config: RunConfig, nursery: Nursery) -> None:
+        self.target = target
+        self.config = config
+        self.nursery = nursery
+        self._pid = 0
+        self._pipe: Connection | None = None
+
+    def enter(self) -> None:
+        """Start the process and load the connector in it, if that has not been done.
+
+        Raises:
+            UsageError: the target cannot be used there.
+            HungError, CrashedError: importing it does not end, or ends the process.
+        """
+        if self._pipe is None:
+            self._pid, self._pipe = self.nursery.start(self._setup())
+            answer = self._receive(START_LIMIT)
+            if "usage" in answer:
+                self.close()
+                raise UsageError(answer["usage"])
+
+    def examine(self, program: Program) -> Examination:
+        """Play ``program`` in the connector's process and judge it there.
+
+        Raises:
+            Refused: the connector refused to start with this set-up.
+            UsageError: the target cannot be used in that process.
+            HungError, CrashedError: as their names say; the next call gets a new process.
+            KitError: the kit's own fault.
+        """
+        self.enter()
+        assert self._pipe is not None
+        with contextlib.suppress(OSError):  # a process that is gone is noticed while receiving
+            self._pipe.send_bytes(to_bytes({"program": dump_program(program)}))
+        answer = self._receive(self.config.timeout)
+        if "examination" in answer:
+            return load_examination(answer["examination"])
+        if "refused" in answer:
+            raise Refused(answer["refused"])
+        raise KitError(answer.get("kit_error", f"unexpected answer {answer!r}"))
+
+    def close(self) -> None:
+        """End the process."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+            self.nursery.kill(self._pid)
+
+    def _receive(self, limit: float) -> dict[str, Any]:
+        assert self._pipe is not None
+        try:
+            if not self._pipe.poll(limit):
+                stacks = self.nursery.stacks(self._pid)
+                self.close()
+                raise HungError(limit, stacks)
+            return from_bytes(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            how = self._how_it_ended()
+            output = self.nursery.output()
+            self.close()
+            raise CrashedError(how, output) from None
+
+    def _how_it_ended(self) -> str:
+        for _ in range(100):
+            code = self.nursery.ended(self._pid)
+            if code is not None:
+                return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+            time.sleep(0.02)
+        return "closed its connection to the kit and lived on"
+
+    def _setup(self) -> dict[str, Any]:
+        target = {**asdict(self.target), "search_path": None}
+        if self.target.search_path is not None:
+            target["search_path"] = str(self.target.search_path)
+        config = {k: v for k, v in asdict(self.config).items() if k not in ("explicit", "connector_directory")}
+        return {"target": target, "config": config}
