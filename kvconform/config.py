@@ -61,6 +61,8 @@ class RunConfig:
     preset: str | None = None
     #: Keys that the user gave, by any of the three ways.
     explicit: frozenset[str] = frozenset()
+    #: ``--kvconform-config`` as it was typed, for the command that reproduces a failure.
+    config_file: str | None = None
     #: Folder that file paths among ``connector`` are relative to; None for the folder where pytest was started.
     connector_directory: Path | None = None
 
@@ -85,7 +87,7 @@ class RunConfig:
 
 #: Keys of the TOML forms.
 KEYS: tuple[str, ...] = tuple(
-    f.name for f in fields(RunConfig) if f.name not in ("preset", "explicit", "connector_directory")
+    f.name for f in fields(RunConfig) if f.name not in ("preset", "explicit", "config_file", "connector_directory")
 )
 
 
@@ -112,7 +114,12 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
 
     merged = {key: value for _, values in sources for key, value in values.items()}
     directory = next((folder for folder, values in reversed(sources) if "connector" in values), None)
-    return RunConfig(**merged, explicit=frozenset(merged), connector_directory=directory)
+    return RunConfig(
+        **merged,
+        config_file=None if config_file is None else str(config_file),
+        explicit=frozenset(merged),
+        connector_directory=directory,
+    )
 
 
 def _load_toml(path: Path, option: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -24,12 +25,13 @@ from kvconform.kvcache.provenance import Provenance
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, record, rules_of
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
 from kvconform.rules import load_catalogue
+from kvconform.scenario import transfer
 from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing
 from kvconform.scenario.program import Program
 from kvconform.scenario.run import play
 from kvconform.scenario.transfer import Family
 from kvconform.target import Target
-from kvconform.verdicts import Verdict
+from kvconform.verdicts import NOT_SET_UP, Verdict
 
 DRAWN = {"quick": 5, "full": 60}
 
@@ -184,6 +186,7 @@ class Conformance:
                     )
             raise ConformanceFailure(self._text(request, examination, program, outcome.contrast), rules=broken)
         if outcome.refused and not outcome.programs:
+            self._demand_start()
             raise NotApplicable(f"the connector refuses this set-up: {outcome.refused[0]}")
         for rule in rules:
             self._settle(request, rule, outcome, missing(rule))
@@ -227,6 +230,13 @@ class Conformance:
         if not seen[rules[0]]:
             raise Inconclusive(lacking)
 
+    def _demand_start(self) -> None:
+        """A connector that refuses one layout has its reasons; one that refuses the plainest set-up was never tried."""
+        try:
+            self.examine(transfer.reload().examples[0])
+        except Refused as error:
+            raise Inconclusive(f"{NOT_SET_UP}: {error}") from None
+
     def _text(
         self, request: pytest.FixtureRequest, examination: Examination, program: Program, contrast: str = ""
     ) -> str:
@@ -251,6 +261,8 @@ class Conformance:
     def reproduce(self, nodeid: str) -> str:
         """A command that runs one test again."""
         options = [f"--kvconform={self.target.spec}"]
+        if self.config.config_file is not None:
+            options.append(f"--kvconform-config={os.path.relpath(self.config.config_file)}")
         if self.config.seed:
             options.append(f"--kvconform-seed={self.config.seed}")
         if self.config.budget != "quick":

@@ -246,8 +246,10 @@ class ConformanceSession:
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        elif ended == pytest.ExitCode.OK and not self._config.option.collectonly and self._report().has_bad_verdict:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        elif ended == pytest.ExitCode.OK and not self._config.option.collectonly:
+            report = self._report()
+            if report.has_bad_verdict or report.not_set_up:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         from kvconform.report.terminal import render

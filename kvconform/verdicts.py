@@ -43,6 +43,8 @@ PRECEDENCE: tuple[Verdict, ...] = (
     Verdict.NOT_APPLICABLE,
 )
 
+#: Begins the reason of every test of a connector that does not start at all.
+NOT_SET_UP = "the connector could not be set up"
 NO_WITNESS = "nothing that the rule is about was witnessed"
 
 

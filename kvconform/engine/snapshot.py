@@ -68,6 +68,8 @@ def differences(before: Any, after: Any, path: str, *, growth: bool = True) -> I
 
     With ``growth=False`` entries that were merely added to containers are passed over.
     """
+    if before == after:
+        return
     if isinstance(before, ObjectState) and isinstance(after, ObjectState) and before.kind == after.kind:
         yield from _of_mappings(before.attributes, after.attributes, lambda name: f"{path}.{name}", growth)
     elif isinstance(before, dict) and isinstance(after, dict):
@@ -81,7 +83,7 @@ def differences(before: Any, after: Any, path: str, *, growth: bool = True) -> I
         gone, new = sorted(map(repr, before - after)), sorted(map(repr, after - before))
         if gone or (growth and new):
             yield f"{path}: {_listed('lost', gone)}{_listed('gained', new)}".rstrip()
-    elif before != after:
+    else:
         yield f"{path}: {_short(before)} became {_short(after)}"
 
 

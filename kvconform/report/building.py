@@ -75,7 +75,7 @@ class RunFacts:
     targets: tuple[TargetFacts, ...]
     results: tuple[RuleResult, ...]
     tests: tuple[SeenTest, ...]
-    #: Shipped test -> rules, of all suites, see :func:`kvconform.report.suite_tests.tests_of_suites`.
+    #: Shipped test -> rules, of all suites, see :func:`kvconform.report.suite_tests.rules_by_test`.
     shipped: Mapping[str, tuple[str, ...]]
     #: What was typed, or a target id -> why it could not be tested.
     unusable: Mapping[str, str]
@@ -241,10 +241,9 @@ class _Builder:
         lacking = [test for test in facts.shipped if test not in seen]
         if lacking:
             by = f": {facts.not_collected_by}" if facts.not_collected_by else ""
-            total = len(facts.shipped)
-            yield self._reason(
-                "not collected", f"{len(lacking)} of the {total} tests of the suites were not collected{by}"
-            )
+            some = f"{len(lacking)} of the {len(facts.shipped)} tests of the suites were not collected{by}"
+            none = f"none of the {len(facts.shipped)} tests of the suites was collected{by}"
+            yield self._reason("not collected", some if len(lacking) < len(facts.shipped) else none)
         if counts.deselected:
             by = f" ({facts.deselected_by})" if facts.deselected_by else ""
             were = "was" if counts.deselected == 1 else "were"

@@ -53,6 +53,7 @@ MEANINGS = {
 _LABEL = re.compile(
     r"^ *(?P<label>Expected|Observed|Why it matters|How to fix|Source|More|Contrast|Scenario|What happened|Reproduce):"
 )
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -180,27 +181,25 @@ def _chapters(document: Document, entries: tuple[RuleEntry, ...], prefix: str) -
 
 
 def visible(text: str) -> str:
-    """A text in which nothing hides: control characters as pictures, and marks that reorder a line by their number."""
+    """A text in which nothing hides: control characters, and marks that reorder a line, as Python writes them.
+
+    Terminal colours are taken out: they only colour.
+    """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_visible_character, text))
+    return "".join(map(_visible_character, _COLOUR.sub("", text)))
 
 
 def _visible_character(character: str) -> str:
-    if character in "\n\t":
+    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    return f"<U+{code:04X}>" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def labelled(text: str) -> list[tuple[str, str, str]]:
     """Lines of a failure text as (indent, label, rest), so that the labels can stand out."""
     lines = []
-    for line in visible(text).splitlines():
+    for line in visible(text).split("\n"):
         match = _LABEL.match(line)
         label = match["label"] if match else ""
         start = line.index(label) if label else 0

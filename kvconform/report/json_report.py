@@ -119,9 +119,9 @@ def schema_problems(data: Any) -> list[str]:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         return [f'it is not a report of kvconform: expected is an object with "format": "{FORMAT}".']
     if data.get("format_version") != FORMAT_VERSION:
+        given = data.get("format_version")
         return [
-            f"it has format version {data.get('format_version')!r}, and this kvconform reads version "
-            f"{FORMAT_VERSION}: use the kvconform that wrote it."
+            f"it has format version {given!r}, and this kvconform reads {FORMAT_VERSION}: use the one that wrote it."
         ]
     errors = sorted(_validator().iter_errors(data), key=lambda error: [str(part) for part in error.absolute_path])
     sentences = [f"{_place(error.absolute_path)}: {_cut(error.message)}." for error in errors]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import kvconform
 from kvconform.rules import Catalogue
-from kvconform.verdicts import RuleResult, RuleVerdict, Verdict, aggregate
+from kvconform.verdicts import NOT_SET_UP, RuleResult, RuleVerdict, Verdict, aggregate
 
 #: Heading of the rules that the catalogue does not have.
 UNKNOWN_CHAPTER = "Rules that are not in the catalogue"
@@ -65,6 +65,17 @@ class RunReport:
     unusable: Mapping[str, str]
     #: One line that says what was tested with what.
     environment: str
+
+    @property
+    def not_set_up(self) -> dict[str, str]:
+        """Target id -> why it did not start at all, in its own words: neither a pass nor a rule broken."""
+        return {
+            target.target: message
+            for target in self.targets
+            for line in target.lines
+            for message in line.verdict.messages
+            if message.startswith(NOT_SET_UP)
+        }
 
     @property
     def has_bad_verdict(self) -> bool:

@@ -203,6 +203,7 @@ class ReportRecorder:
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
+    @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.config.option.collectonly:
             return
@@ -210,7 +211,7 @@ class ReportRecorder:
         terminalreporter.write_line(f"report: {files} {self._problem}".rstrip(), red=bool(self._problem))
 
     def _facts(self, session: pytest.Session) -> RunFacts:
-        from kvconform.report.suite_tests import tests_of_suites
+        from kvconform.report.suite_tests import rules_by_test
         from kvconform.report.versions import environment
 
         return RunFacts(
@@ -227,7 +228,7 @@ class ReportRecorder:
                 )
                 for nodeid, test in sorted(self._tests.items())
             ),
-            shipped=tests_of_suites(suites_directory()),
+            shipped=rules_by_test(suites_directory()),
             unusable=self._unusable,
             environment=environment(),
             started=datetime.fromtimestamp(self._started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -239,8 +240,7 @@ class ReportRecorder:
             stopped_by=self._stopped_by(session),
             skip_reasons=tuple(sorted(self._skip_reasons)),
             broken_files=tuple(sorted(self._broken_files)),
-            secrets=secrets_in(dict(self.run_config.kv_connector_extra_config))
-            | secrets_in(dict(self.run_config.env)),
+            secrets=secrets_in(dict(self.run_config.kv_connector_extra_config)) | secrets_in(dict(self.run_config.env)),
         )
 
     def _crashes_in_setup(self) -> Iterable[RuleResult]:
@@ -288,6 +288,8 @@ class ReportRecorder:
 
     def _stopped_by(self, session: pytest.Session) -> str:
         stopped = self._interrupted_by or session.shouldfail or session.shouldstop
+        if "received keyboard-interrupt" in str(stopped):  # xdist's words, with an object's repr
+            return "the process that ran a test was interrupted"
         if stopped:
             return str(stopped)
         return "the processes that ran the tests died" if self._crashed else ""

@@ -11,7 +11,7 @@ _MARK = "kvconform_rules"
 
 
 @cache
-def tests_of_suites(folder: Path) -> Mapping[str, tuple[str, ...]]:
+def rules_by_test(folder: Path) -> Mapping[str, tuple[str, ...]]:
     """Rules of every test: ``"test_transfer.py::test_name"`` -> ids that its markers name.
 
     Args:
@@ -29,7 +29,7 @@ def tests_of_suites(folder: Path) -> Mapping[str, tuple[str, ...]]:
 
 def checked_rules(folder: Path) -> frozenset[str]:
     """The rules that some test of the suites names."""
-    return frozenset(rule for rules in tests_of_suites(folder).values() for rule in rules)
+    return frozenset(rule for rules in rules_by_test(folder).values() for rule in rules)
 
 
 def _tests(body: Iterable[ast.stmt], names: Mapping[str, ast.expr]) -> Iterator[tuple[str, list[str]]]:

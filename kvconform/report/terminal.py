@@ -68,6 +68,8 @@ def render(report: RunReport, *, width: int, color: bool) -> str:
                 table.add_row(Text(label, style), Text(line.verdict.rule), Text("\n".join(_details(line, reasons))))
             console.print(table)
         console.print(Text(f"\n{_counts(target)}\n"))
+    for target_id, words in report.not_set_up.items():
+        console.print(Text.assemble(("NOT SET UP ", "bold red"), f"{target_id}: {words}"))
     for spec, sentence in report.unusable.items():
         console.print(
             Text.assemble(("NOT TESTED ", "bold red"), sentence if spec in sentence else f"{spec}: {sentence}")

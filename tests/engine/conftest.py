@@ -10,13 +10,13 @@ import pytest
 
 
 @pytest.fixture
-def bench(tmp_path: Path, vllm_cpu: object) -> Iterator[Any]:
-    """A store and a history for engines that are shut down after the test; vLLM's global state must be as before."""
+def bench(tmp_path: Path, vllm_cpu: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A store and a history for engines that are shut down after the test; nobody may be left in vLLM's global slot."""
     from bench import Bench
     from vllm.distributed.kv_transfer import kv_transfer_state
 
-    before = kv_transfer_state._KV_CONNECTOR_AGENT
+    monkeypatch.setattr(kv_transfer_state, "_KV_CONNECTOR_AGENT", None)
     made = Bench(tmp_path / "store")
     yield made
     made.close()
-    assert kv_transfer_state._KV_CONNECTOR_AGENT is before
+    assert kv_transfer_state._KV_CONNECTOR_AGENT is None

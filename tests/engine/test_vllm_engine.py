@@ -612,6 +612,7 @@ def test_vllms_connector_of_the_process_is_given_back(bench: Bench, monkeypatch:
     assert agent() is somebody
     engine.shutdown()
     assert agent() is somebody, "also after a second shutdown"
+    monkeypatch.setattr(kv_transfer_state, "_KV_CONNECTOR_AGENT", None)
 
 
 @pytest.mark.parametrize("role", ["WORKER", "SCHEDULER"])

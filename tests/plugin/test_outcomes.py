@@ -134,6 +134,34 @@ def test_a_recorded_failure_fails_the_run_although_the_test_passed(project) -> N
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
+def test_what_a_passing_test_found_beside_its_own_rules_is_told_in_the_summary(project) -> None:
+    own = f"record(request, '{MUSTS[0]}', witnesses={{'x': 1}})"
+    beside = f"record(request, '{MUSTS[1]}', Verdict.FAIL, message='{TEXT}')"
+    body = f"{own}\n{beside}"
+    project.write({"test_own.py": HEADER + named(body, MUSTS[0])})
+    result = project.run("--kvconform=connector:MyConnector", "test_own.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert verdict_lines(result) == {MUSTS[0]: "PASS", MUSTS[1]: "FAIL"}
+    result.stdout.fnmatch_lines(["*observed: 4 tokens"])
+
+
+def test_a_connector_that_cannot_be_set_up_is_no_success(project) -> None:
+    body = "from kvconform.verdicts import NOT_SET_UP\nraise Inconclusive(f'{NOT_SET_UP}: no server')"
+    project.write({"test_own.py": HEADER + named(body, MUSTS[0])})
+    result = project.run("--kvconform=connector:MyConnector", "test_own.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert verdict_lines(result) == {MUSTS[0]: "INCONCLUSIVE"}
+    result.stdout.fnmatch_lines(["NOT SET UP*no server"])
+
+
+def test_a_flood_of_output_is_cut_in_the_report(project) -> None:
+    body = "print('noise\\n' * 5000)\nraise ConformanceFailure('text')"
+    project.write({"test_own.py": HEADER + named(body, MUSTS[0])})
+    result = project.run("--kvconform=connector:MyConnector", "test_own.py")
+    assert 0 < result.stdout.str().count("noise") < 50
+    result.stdout.fnmatch_lines(["*earlier lines cut*"])
+
+
 def test_a_dead_worker_is_a_crash_of_the_rules_it_was_at(project) -> None:
     tests = named("import os; os._exit(3)", MUSTS[0]) + named(
         f"record(request, '{MUSTS[1]}', witnesses={{'x': 1}})", MUSTS[1]

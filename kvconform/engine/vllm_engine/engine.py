@@ -27,7 +27,8 @@ from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
-from kvconform.engine.vllm_engine.ownership import Load, Ownership
+from kvconform.engine.vllm_engine.ledger import BlockLedger
+from kvconform.engine.vllm_engine.ownership import Ownership
 from kvconform.engine.vllm_engine.requests import build_request, hash_function, token_chain
 from kvconform.engine.vllm_engine.role_watch import RoleWatch
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
@@ -71,13 +72,6 @@ class VllmEngine:
         self.number = number
         self.steps = 0
         self.chains: dict[str, TokenChain] = {}
-        self._last_match: dict[str, tuple[int, bool]] = {}
-        self._external: dict[str, tuple[int, int]] = {}
-        self._failed_blocks: set[int] = set()
-        self._fresh_blocks: list[tuple[int, list[int]]] = []
-        self._fresh_loads: list[tuple[int, list[int]]] = []
-        self._sampled: dict[str, int] = {}
-        self._allocated: set[str] = set()
         self._stopped = False
         self._begun: tuple[Any, Any] = (None, None)
         self.recorder = Recorder(history, lambda: (self.number, self.steps))
@@ -127,9 +121,9 @@ class VllmEngine:
             )
         self.hasher = compat.request_block_hasher(self.vllm_config, hash_block_size, hash_fn)
         groups = configs.scheduler.kv_cache_groups
-        self.ownership = Ownership(
-            self.scheduler, configs.scheduler.num_blocks, tuple(group.kv_cache_spec.block_size for group in groups)
-        )
+        sizes = tuple(group.kv_cache_spec.block_size for group in groups)
+        self.ownership = Ownership(self.scheduler, configs.scheduler.num_blocks, sizes)
+        self.ledger = BlockLedger(self.ownership)
         self.windows = {
             name: window
             for group in groups
@@ -193,7 +187,7 @@ class VllmEngine:
         if not self._guard("has_requests", self.scheduler.has_requests):
             return False
         self.steps += 1
-        self._allocated.clear()
+        self.ledger.begin_step()
         output = self._guard("schedule", self.scheduler.schedule)
         self._note_schedule(output)
         self._begun = (output, self._cross("scheduler output", output))
@@ -297,7 +291,7 @@ class VllmEngine:
             provenance=self.provenance,
             chains=self.chains,
             windows=self.windows,
-            external=self._external,
+            external=self.ledger.external,
             checkpoint=self._check_writes,
             hooked=self._hooked,
         )
@@ -307,24 +301,16 @@ class VllmEngine:
             )
         result = self.worker.run(output, requests, forward)
         connector_output = result.kv_connector_output
-        failed = set(getattr(connector_output, "invalid_block_ids", None) or ())
-        self._failed_blocks -= self._filled_blocks(requests)
-        self._failed_blocks |= failed
+        self.ledger.executed(requests, set(getattr(connector_output, "invalid_block_ids", None) or ()))
         self._check_writes("while saving, and collecting results")
-        forward.report(self.history, self.number, self.steps, requests, self._failed_blocks)
-        self._sampled = {
+        forward.report(self.history, self.number, self.steps, requests, self.ledger.failed)
+        self.ledger.finished(requests, set(getattr(connector_output, "finished_recving", None) or ()))
+        sampled = {
             request.request_id: self.chains[request.request_id].next_token(request.computed + request.scheduled)
             for request in requests
         }
-        for request in requests:
-            load = self.ownership.loads.get(request.request_id)
-            if load is not None and not load.asynchronous:
-                del self.ownership.loads[request.request_id]
-            self.ownership.computed[request.request_id] = request.computed + request.scheduled
-        for request_id in getattr(connector_output, "finished_recving", None) or ():
-            self.ownership.loads.pop(request_id, None)
         ids = [request.request_id for request in requests]
-        tokens = [[self._sampled[i]] if not self._partial[i] else [] for i in ids]
+        tokens = [[sampled[i]] if not self._partial[i] else [] for i in ids]
         return ModelRunnerOutput(
             req_ids=ids,
             req_id_to_index={request_id: index for index, request_id in enumerate(ids)},
@@ -334,16 +320,6 @@ class VllmEngine:
             pooler_output=None,
             kv_connector_output=self._cross("worker output", connector_output),
         )
-
-    def _filled_blocks(self, requests: list[ScheduledRequest]) -> set[int]:
-        """Blocks whose last slot this step's forward wrote: whatever failed to load into them is computed anew."""
-        filled: set[int] = set()
-        for request in requests:
-            for group, table in enumerate(request.block_ids):
-                size = self.ownership.block_sizes[group]
-                first, stop = request.computed // size, (request.computed + request.scheduled) // size
-                filled.update(table[first:stop])
-        return filled
 
     def _hooked(self, body: Any) -> Any:
         from kvconform.engine.vllm_engine.layers import with_layer_hooks
@@ -360,26 +336,9 @@ class VllmEngine:
                 self.history.add(Tokens(self.number, self.steps, item.request_id, tuple(item.new_token_ids), reason))
 
     def _note_schedule(self, output: Any) -> None:
-        # First of all: a client may have used a finished request's id again in this very step.
-        for request_id in output.finished_req_ids:
-            self.ownership.computed.pop(request_id, None)
+        computed = self.ledger.scheduled(output)
         cached = output.scheduled_cached_reqs
-        computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
-        computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         self._partial = {i: self.scheduler.requests[i].is_prefill_chunk for i in output.num_scheduled_tokens}
-        # A request that reset_prefix_cache preempted may be admitted again in the same schedule().
-        for request_id in set(output.preempted_req_ids or ()) - self._allocated:
-            self._external.pop(request_id, None)
-            self.ownership.loads.pop(request_id, None)
-            self.ownership.computed.pop(request_id, None)
-        for request_id, count in computed.items():
-            load = self.ownership.loads.get(request_id)
-            self.ownership.computed[request_id] = count if load is None else load.first
-        for request_id in self._allocated - set(computed):
-            # Admitted for an asynchronous load: nothing behind the local hit is computed.
-            self.ownership.computed[request_id] = self.ownership.loads[request_id].first
-        self._fresh_blocks = [*self._blocks_to_poison(output), *self._fresh_loads]
-        self._fresh_loads = []
         self.history.add(
             Scheduled(
                 self.number,
@@ -394,58 +353,22 @@ class VllmEngine:
             )
         )
 
-    def _blocks_to_poison(self, output: Any) -> Any:
-        """Blocks handed out anew in this step, per group: everything behind the local hit."""
-        sizes = self.ownership.block_sizes
-        tables = [(new.req_id, new.num_computed_tokens, new.block_ids) for new in output.scheduled_new_reqs]
-        cached = output.scheduled_cached_reqs
-        for request_id, computed, new_ids in zip(
-            cached.req_ids, cached.num_computed_tokens, cached.new_block_ids, strict=True
-        ):
-            if request_id in cached.resumed_req_ids:
-                tables.append((request_id, computed, new_ids))
-                continue
-            for group, ids in enumerate(new_ids or ()):
-                yield group, [block for block in ids if block]
-        for request_id, computed, whole_table in tables:
-            local = self._external.get(request_id, (computed, 0))[0]
-            async_loaded = request_id in self._last_match and self._last_match[request_id][1]
-            start = computed if async_loaded else local
-            for group, ids in enumerate(whole_table):
-                yield group, [block for block in ids[-(-start // sizes[group]) :] if block]
-
     # -- what the recorder tells us --------------------------------------------------------------------------------
 
     def _after_match(self, request: Any, num_computed_tokens: int) -> None:
         call = self.history.events[-1]
         asynchronous = isinstance(call, HookCall) and isinstance(call.result, tuple) and bool(call.result[-1])
-        self._last_match[request.request_id] = (num_computed_tokens, asynchronous)
+        self.ledger.matched(request.request_id, num_computed_tokens, asynchronous)
 
     def _after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        self._allocated.add(request.request_id)
-        if num_external_tokens > 0:
-            local, asynchronous = self._last_match[request.request_id]
-            load = Load(local, local + num_external_tokens, asynchronous)
-            self.ownership.loads[request.request_id] = load
-            self._external[request.request_id] = (load.first, load.last)
-            if asynchronous and request.kv_transfer_params is None:
-                # A peer may start to write into the blocks of a producer/consumer transfer at once; a load of the
-                # connector's own starts in start_load_kv of this step at the earliest.
-                self._fresh_loads.extend(
-                    (group, [block for block in ids[local // self.ownership.block_sizes[group] :] if block])
-                    for group, ids in enumerate(blocks.get_block_ids())
-                )
-        elif request.num_computed_tokens == 0:
-            self._external.pop(request.request_id, None)
+        self.ledger.allocated(request, blocks, num_external_tokens)
 
     def _after_handle_preemptions(self, *_: Any) -> None:
         """From here on the engine may overwrite every block that this step handed out (contract: PRE-02, FIN-13)."""
         assert self.worker is not None
         self._check_writes("in handle_preemptions")
-        for group, blocks in self._fresh_blocks:
+        for group, blocks in self.ledger.take_fresh():
             self.worker.memory.poison(blocks, group)
-            self._failed_blocks.difference_update(blocks)
-        self._fresh_blocks = []
 
     def _check_writes(self, phase: str) -> None:
         """Record every write of the connector to a place that it must not touch."""

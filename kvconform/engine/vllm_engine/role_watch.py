@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -220,27 +221,37 @@ def _inside(path: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{path}.{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
 
 
-def not_json(value: Any, path: str = "kv_transfer_params") -> Iterator[str]:
-    """What in ``value`` does not survive msgpack and JSON as it is; tuples arrive as lists and count as such.
+def not_json(params: Any) -> Iterator[str]:
+    """What in ``kv_transfer_params`` does not survive msgpack and JSON; tuples arrive as lists and count as such.
 
-    vllm/v1/serial_utils.py, MsgpackEncoder, and the front-end's JSON (0.32.0).
+    vllm/v1/serial_utils.py, MsgpackEncoder; vllm/v1/engine/__init__.py, EngineCoreOutput (0.32.0).
     """
-    kind = type(value)
-    if value is None or kind in (bool, str):
+    if isinstance(params, dict):
+        yield from _not_json(params, "kv_transfer_params")
+    else:
+        yield f"kv_transfer_params is of type {_kind(params)}, not a dictionary"
+
+
+def _not_json(value: Any, path: str) -> Iterator[str]:
+    if value is None or type(value) in (bool, str):
         return
-    if kind is int:
+    if type(value) is int:
         if not -(1 << 63) <= value < 1 << 64:
             yield f"{path} is an int of more than 64 bits"
-    elif kind is float:
-        if value != value or value in (float("inf"), float("-inf")):
+    elif type(value) is float:
+        if not math.isfinite(value):
             yield f"{path} is {value}, which JSON does not have"
-    elif kind in (list, tuple):
+    elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from not_json(item, f"{path}[{index}]")
+            yield from _not_json(item, f"{path}[{index}]")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                yield f"{path} has the key {key!r} of type {type(key).__name__}"
-            yield from not_json(item, f"{path}[{key!r}]")
+                yield f"{path} has the key {key!r} of type {_kind(key)}"
+            yield from _not_json(item, f"{path}[{key!r}]")
     else:
-        yield f"{path} is of type {kind.__module__}.{kind.__qualname__}"
+        yield f"{path} is of type {_kind(value)}"
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

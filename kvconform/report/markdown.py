@@ -1,0 +1,108 @@
+"""The report as Markdown for the summary page of a CI job (GitHub, GitLab)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from kvconform.report.document import BAD, VERDICTS, Document, RuleEntry, count_verdicts, headline, plural
+from kvconform.report.html import visible
+
+_ICONS = {
+    "pass": "✅", "fail": "❌", "crash": "💥", "timeout": "⏱️", "kit error": "🛠️", "warn": "⚠️",
+    "inconclusive": "❔", "not applicable": "➖", "not run": "⏸️", "unchecked": "▫️",
+}  # fmt: skip
+#: A CI job's page holds about a megabyte.
+MAX_TEXT, MAX_TEXTS = 6_000, 40
+_SPECIAL = re.compile(r"([\\`*_{}\[\]|~$<>&])")
+#: Pages turn "@name", "#12" and addresses into links, escaped or not; a blank without width prevents it.
+_LINKS = re.compile(r"([@#]|:(?=//))")
+
+
+def render(document: Document) -> str:
+    """The page's text, with a final newline."""
+    return "\n".join(_lines(document)) + "\n"
+
+
+def _lines(document: Document) -> Iterator[str]:
+    environment, run = document.environment, document.run
+    yield "## KV connector conformance"
+    yield ""
+    yield (
+        f"kvconform {document.kit.version}, vLLM {environment.vllm or 'not installed'}, Python {environment.python}; "
+        f"{plural(run.tests.ran, 'test')}, pytest's exit status {run.exit_status}"
+    )
+    yield ""
+    for unusable in document.unusable:
+        yield f"**Not tested:** {escape(unusable.target)}: {escape(unusable.sentence)}"
+        yield ""
+    if run.partial:
+        yield "**Partial run:**"
+        yield ""
+        yield from (f"- {escape(reason.sentence)}" for reason in run.partial_reasons)
+        yield ""
+    sections = [(target.id, target.entries) for target in document.targets]
+    if document.without_target:
+        sections.append(("Tests without a connector", document.without_target))
+    sentences = {rule.id: rule.sentence for rule in document.rules}
+    for title, entries in sections:
+        yield from _section(title, entries, sentences)
+
+
+def _section(title: str, entries: tuple[RuleEntry, ...], sentences: dict[str, str]) -> Iterator[str]:
+    counts = count_verdicts(entries)
+    yield f"### {escape(title)}"
+    yield ""
+    yield f"**{headline(counts)}**"
+    yield ""
+    yield "| " + " | ".join(f"{_ICONS[verdict]} {verdict}" for verdict in counts) + " |"
+    yield "|" + "---|" * len(counts)
+    yield "| " + " | ".join(map(str, counts.values())) + " |"
+    yield ""
+    attention = sorted(
+        (entry for entry in entries if entry.verdict in BAD or entry.verdict == "warn"),
+        key=lambda entry: VERDICTS.index(entry.verdict),
+    )
+    if not attention:
+        return
+    yield "| verdict | rule | level | what a connector has to keep |"
+    yield "|---|---|---|---|"
+    for entry in attention:
+        sentence = escape(sentences.get(entry.id, "not in the catalogue"))
+        yield f"| {_ICONS[entry.verdict]} {entry.verdict} | {escape(entry.id)} | {entry.level or ''} | {sentence} |"
+    yield ""
+    for entry in attention[:MAX_TEXTS]:
+        yield from _text(entry)
+    if len(attention) > MAX_TEXTS:
+        yield f"The texts of {len(attention) - MAX_TEXTS} more rules are in the report."
+        yield ""
+
+
+def _text(entry: RuleEntry) -> Iterator[str]:
+    if not entry.messages:
+        return
+    text = visible(entry.messages[0]).rstrip()
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}\n[... {len(text) - MAX_TEXT:,} characters cut ...]"
+    more = len(entry.messages) - 1 + entry.messages_cut
+    # Longer than any run of backticks in the text, so that the text can't end the block.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    yield f"<details><summary>{_html(entry.id)}: {entry.verdict}</summary>"
+    yield ""
+    yield f"{fence}text"
+    yield text
+    yield fence
+    if more:
+        yield f"and {plural(more, 'more text')} in the report"
+    yield ""
+    yield "</details>"
+    yield ""
+
+
+def escape(text: str) -> str:
+    """A text on one line that Markdown shows as it is: no markup, no mention, no link."""
+    return _LINKS.sub("\\1\u200b", _SPECIAL.sub(r"\\\1", " ".join(visible(text).split())))
+
+
+def _html(text: str) -> str:
+    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
