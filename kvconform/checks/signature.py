@@ -164,6 +164,12 @@ def _signature(cls: type[Any], name: str) -> inspect.Signature | None:
     return signature
 
 
+def _bare(signature: inspect.Signature) -> inspect.Signature:
+    """Without annotations, for a reader."""
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=signature.empty)
+
+
 def _binding_error(signature: inspect.Signature, positional: tuple[str, ...], named: tuple[str, ...]) -> str | None:
     try:
         signature.bind(*positional, **dict.fromkeys(named))
@@ -183,7 +189,8 @@ def _disorder(signature: inspect.Signature, call: EngineCall, of_base: inspect.S
 
 
 def _declared(cls: type[Any], name: str) -> str:
-    return f"{cls.__name__}.{name}{_signature(cls, name) or '(...)'}"
+    signature = _signature(cls, name)
+    return f"{cls.__name__}.{name}{'(...)' if signature is None else _bare(signature)}"
 
 
 def unbound_answers(cls: type[Any]) -> Iterator[Finding]:
@@ -233,7 +240,7 @@ def constructor(cls: type[Any], seen: ClassObservation) -> Iterator[Finding]:
 
 def _constructor_signature(cls: type[Any]) -> inspect.Signature | None:
     try:
-        return inspect.signature(cls)
+        return _bare(inspect.signature(cls))
     except (TypeError, ValueError):
         return None
 

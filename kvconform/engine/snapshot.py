@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
+
 MAX_DEPTH = 8
 
 
@@ -27,12 +29,13 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     if depth == 0:
         return kind
     if isinstance(value, Mapping):
-        return {_key(key): plain(item, depth - 1) for key, item in value.items()}
+        # Containers are copied first: a thread of the connector may be at work on them.
+        return {_key(key): plain(item, depth - 1) for key, item in list(value.items())}
     if isinstance(value, (list, tuple)):
-        return [plain(item, depth - 1) for item in value]
+        return [plain(item, depth - 1) for item in list(value)]
     if isinstance(value, (set, frozenset)):
-        return frozenset(_key(item) for item in value)
-    if hasattr(value, "untyped_storage"):
+        return frozenset(_key(item) for item in list(value))
+    if isinstance(value, torch.Tensor):
         return (kind, tuple(value.shape), _digest(value))
     attributes = dict(getattr(value, "__dict__", {}))
     for name in _slots(type(value)):
@@ -58,8 +61,6 @@ def _digest(tensor: Any) -> str:
     """Of the bytes of a tensor in host memory; device memory is left alone."""
     if tensor.device.type != "cpu" or tensor.numel() > 1 << 16:
         return ""
-    import torch
-
     return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
 
 

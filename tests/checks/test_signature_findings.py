@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from kvconform.checks import signature
 from kvconform.checks.class_model import ClassObservation, Flag, Raised, RoleObservation
+from kvconform.engine.vllm_engine.construction import worker_first
 
 BUILT = RoleObservation("worker", is_connector=True, role_kept=True, kv_cache_config="kept")
 SEEN = ClassObservation(worker=BUILT, scheduler=replace(BUILT, role="scheduler"))
@@ -84,6 +86,28 @@ def test_observation_survives_json() -> None:
         scheduler_alone=replace(BUILT, flags={"f": Flag("bool")}, hooks={"shutdown": None}),
     )
     assert ClassObservation.from_dict(json.loads(json.dumps(seen.to_dict()))) == seen
+
+
+class Site:
+    """A worker role whose constructor returns once the scheduler role was built, or at once."""
+
+    def __init__(self, *, waits: bool) -> None:
+        self.waits = waits
+        self.scheduler_is_there = threading.Event()
+
+    def build(self, role: str) -> RoleObservation:
+        if role == "scheduler":
+            self.scheduler_is_there.set()
+        elif self.waits:
+            assert self.scheduler_is_there.wait(10)
+        return replace(BUILT, role=role)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_worker_that_waits_gets_the_scheduler_beside_it(waits: bool) -> None:
+    worker, rescuer = worker_first(Site(waits=waits), patience=0.05)
+    assert worker.built
+    assert (rescuer is not None) is waits
 
 
 class Base:

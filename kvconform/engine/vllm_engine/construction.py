@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from kvconform.checks.class_model import ClassObservation, Flag, Raised, RoleObservation
 from kvconform.checks.signature import FLAGS
@@ -64,12 +64,13 @@ def observe(spec: ConnectorSpec, device: str, *, scheduler_only: bool = False) -
     if scheduler_only:
         return replace(seen, scheduler_alone=site.build("scheduler"))
     seen = replace(seen, answers_before=class_answers(connector_class, config))
-    pending = site.start("worker")
-    worker = pending.wait(PATIENCE)
-    scheduler = site.build("scheduler")
+    worker, rescuer = worker_first(site)
+    scheduler = site.build("scheduler") if rescuer is None else rescuer
     again = None
-    if not worker.built:
-        again = pending.wait(PATIENCE) if worker.hung else site.build("worker")
+    if rescuer is not None:
+        worker, again = RoleObservation("worker", hung=True), worker
+    elif not worker.built:
+        again = site.build("worker")
     return replace(
         seen,
         worker=worker,
@@ -77,6 +78,26 @@ def observe(spec: ConnectorSpec, device: str, *, scheduler_only: bool = False) -
         worker_again=again,
         answers_after=class_answers(connector_class, config),
     )
+
+
+def worker_first(site: Builder, patience: float = PATIENCE) -> tuple[RoleObservation, RoleObservation | None]:
+    """Build the worker role; if that takes too long, the scheduler role beside it, in case that is what it waits for.
+
+    Both are built as in vLLM in the main thread, where signals and event loops work; only the rescue is not.
+    """
+    done = threading.Event()
+    rescuers: list[RoleObservation] = []
+
+    def rescue() -> None:
+        if not done.wait(patience):
+            rescuers.append(site.build("scheduler"))
+
+    thread = threading.Thread(target=rescue, daemon=True)
+    thread.start()
+    worker = site.build("worker")
+    done.set()
+    thread.join(patience)
+    return worker, rescuers[0] if rescuers else None
 
 
 def class_answers(connector_class: Any, config: Any) -> dict[str, Raised | None]:
@@ -99,6 +120,13 @@ def class_answers(connector_class: Any, config: Any) -> dict[str, Raised | None]
             if method is not None:
                 answers[name] = _raised_by(partial(method, *arguments))
     return answers
+
+
+class Builder(Protocol):
+    """Builds a role."""
+
+    def build(self, role: str) -> RoleObservation:
+        """Build the role "worker" or "scheduler", here and now."""
 
 
 class _Site:
@@ -139,26 +167,6 @@ class _Site:
         with contextlib.suppress(Exception):
             made.shutdown()
         return True
-
-    def start(self, role: str) -> _Pending:
-        """Build one role in a thread of its own, because it may wait for ever."""
-        return _Pending(role, lambda: self.build(role))
-
-
-class _Pending:
-    def __init__(self, role: str, build: Callable[[], RoleObservation]) -> None:
-        self._role = role
-        self._result: RoleObservation | None = None
-        self._thread = threading.Thread(target=self._run, args=(build,), daemon=True)
-        self._thread.start()
-
-    def _run(self, build: Callable[[], RoleObservation]) -> None:
-        self._result = build()
-
-    def wait(self, seconds: float) -> RoleObservation:
-        """What came of it so far."""
-        self._thread.join(seconds)
-        return self._result or RoleObservation(self._role, hung=True)
 
 
 def _inspect(seen: RoleObservation, made: Any, kv_role: Any, cache: Any) -> RoleObservation:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from kvconform.engine.history import (
     BorrowedChanged,
     ForeignState,
@@ -165,7 +167,7 @@ class RoleWatch:
         found = [
             f"the scheduler-role instance holds the KV cache tensors: {path}"
             for path, value in _held_by(self._connectors["scheduler"])
-            if hasattr(value, "untyped_storage") and value.untyped_storage().data_ptr() == storage
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == storage
         ]
         if self._separate:
             found += [
@@ -209,16 +211,19 @@ def _held_by(instance: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _inside(path: str, value: Any) -> list[tuple[str, Any]]:
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
     if isinstance(value, Mapping):
         # A worker's layers are in the configuration's forward context; a connector may keep that mapping in both roles.
-        layers = any(hasattr(item, "get_kv_cache_spec") for item in value.values())
-        return [] if layers else [(f"{path}[{key!r}]", item) for key, item in value.items()]
+        items = list(value.items())
+        layers = any(isinstance(item, AttentionLayerBase) for _, item in items)
+        return [] if layers else [(f"{path}[{key!r}]", item) for key, item in items]
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        return [(f"{path}[{index}]", item) for index, item in enumerate(list(value))]
     module = type(value).__module__
     if isinstance(value, type) or callable(value) or module.startswith(("vllm.config", "vllm.v1", "torch", "builtins")):
         return []
-    return [(f"{path}.{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
+    return [(f"{path}.{name}", item) for name, item in dict(getattr(value, "__dict__", {})).items()]
 
 
 def not_json(params: Any) -> Iterator[str]:
