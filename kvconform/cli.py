@@ -248,6 +248,9 @@ def _print_headlines(document: Document, *, with_reasons: bool = True) -> None:
         click.echo(f"{_terminal_text(title)}: {headline(counts)}.")
         click.echo("  " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if with_reasons:
+        for target in document.targets:
+            if target.not_set_up:
+                click.echo(f"Not set up: {_terminal_text(f'{target.id}: {target.not_set_up}')}")
         for unusable in document.unusable:
             click.echo(f"Not tested: {_terminal_text(f'{unusable.target}: {unusable.sentence}')}")
         for reason in document.run.partial_reasons:
@@ -255,28 +258,31 @@ def _print_headlines(document: Document, *, with_reasons: bool = True) -> None:
 
 
 def _print_comparison(found: Comparison) -> None:
-    console = _console()
-    for note in found.notes:
-        console.print(Text(_terminal_text(note), style="yellow"))
-    for target in dict.fromkeys(change.target for change in found.changes):
-        console.print(Text(f"\n{_terminal_text(target)}", style="bold"))
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("", "rule", "level", "before", "after"):
-            table.add_column(name, no_wrap=True)
-        for change in found.changes:
-            if change.target == target:
-                table.add_row(
-                    Text(change.kind, style=_KIND_STYLES[change.kind]),
-                    Text(_terminal_text(change.rule) or "(all)"),
-                    change.level or "",
-                    change.before or "not there",
-                    change.after or "not there",
-                )
-        console.print(table)
     from kvconform.report.compare import KINDS
 
-    counts = [f"{len(found.of(kind))} {kind}" for kind in KINDS if found.of(kind)]
-    console.print(Text(", ".join([*counts, f"{found.same} the same"]) + "."))
+    console = _console()
+    with console.capture() as capture:
+        for note in found.notes:
+            console.print(Text(_terminal_text(note), style="yellow"))
+        for target in dict.fromkeys(change.target for change in found.changes):
+            console.print(Text(_terminal_text(target), style="bold"))
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for name in ("", "rule", "level", "before", "after"):
+                table.add_column(name, no_wrap=True)
+            for change in found.changes:
+                if change.target == target:
+                    table.add_row(
+                        Text(change.kind, style=_KIND_STYLES[change.kind]),
+                        Text(_terminal_text(change.rule) or "(all)"),
+                        change.level or "",
+                        change.before or "not there",
+                        change.after or "not there",
+                    )
+            console.print(table)
+        counts = [f"{len(found.of(kind))} {kind}" for kind in KINDS if found.of(kind)]
+        console.print(Text(", ".join([*counts, f"{found.same} the same"]) + "."))
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    click.echo("\n".join(line for line in lines if line))
 
 
 def _console() -> Console:

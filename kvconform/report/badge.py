@@ -48,6 +48,8 @@ def badge(document: Document) -> Badge:
         return Badge(", ".join(bad[:_MAX_KINDS]) + partial, "red" if accused else "orange")
     if document.unusable:
         return Badge(f"not tested{partial}", "red")
+    if any(target.not_set_up for target in document.targets):
+        return Badge(f"not set up{partial}", "red")
     shown = [f"{counts[verdict]} {verdict}" for verdict in ("pass", "warn", "inconclusive") if counts.get(verdict)]
     return Badge((", ".join(shown) or "nothing shown") + partial, _good_colour(counts, bool(partial)))
 

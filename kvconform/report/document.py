@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvconform.verdicts import PRECEDENCE, Verdict
+from kvconform.verdicts import NOT_SET_UP, PRECEDENCE, Verdict
 
 FORMAT = "kvconform-report"
 FORMAT_VERSION = 1
@@ -180,6 +180,12 @@ class TargetEntry:
     def entries(self) -> tuple[RuleEntry, ...]:
         """All rules."""
         return (*self.rules, *self.other_rules)
+
+    @property
+    def not_set_up(self) -> str:
+        """Why the connector did not start at all, in its own words; empty if it did."""
+        messages = (message for entry in self.entries for message in entry.messages)
+        return next((message for message in messages if message.startswith(NOT_SET_UP)), "")
 
     def counts(self) -> dict[str, int]:
         """How many rules have each verdict, in the order of :data:`VERDICTS`; without zeros."""

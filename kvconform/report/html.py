@@ -98,8 +98,12 @@ class _Target:
         return headline(self.counts)
 
     @property
+    def not_set_up(self) -> str:
+        return self.entry.not_set_up if self.entry is not None else ""
+
+    @property
     def is_bad(self) -> bool:
-        return any(verdict in BAD for verdict in self.counts)
+        return bool(self.not_set_up) or any(verdict in BAD for verdict in self.counts)
 
     @property
     def total(self) -> int:

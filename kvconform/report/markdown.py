@@ -41,6 +41,10 @@ def _lines(document: Document) -> Iterator[str]:
         yield ""
         yield from (f"- {escape(reason.sentence)}" for reason in run.partial_reasons)
         yield ""
+    for target in document.targets:
+        if target.not_set_up:
+            yield f"**Not set up:** {escape(target.id)}: {escape(target.not_set_up)}"
+            yield ""
     sections = [(target.id, target.entries) for target in document.targets]
     if document.without_target:
         sections.append(("Tests without a connector", document.without_target))

@@ -54,6 +54,7 @@
   document.querySelector("#collapse").addEventListener("click", () => setOpen(false));
   all("a.legend").forEach((link) => link.addEventListener("click", (event) => {
     event.preventDefault();
+    reset();
     verdicts.forEach((box) => { box.checked = box.value === link.dataset.verdict; });
     apply();
     bar.scrollIntoView();

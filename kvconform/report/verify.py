@@ -123,7 +123,7 @@ def _contradictions(document: Document) -> Iterator[str]:
         bad = [entry.id for target in document.targets for entry in target.entries if entry.verdict in BAD]
         if bad:
             yield f"pytest's exit status is 0, which it never is where {_names(bad)} {_are(bad)} broken or untold."
-        if document.unusable:
+        if document.unusable or any(target.not_set_up for target in document.targets):
             yield "pytest's exit status is 0, which it never is where a connector could not be tested."
     for target in document.targets:
         yield from _target_contradictions(target, run.partial)
@@ -156,6 +156,9 @@ def _notes(document: Document) -> Iterator[str]:
         yield "The run is partial: " + "; ".join(reason.sentence for reason in document.run.partial_reasons) + "."
     for unusable in document.unusable:
         yield f"{unusable.target} was not tested."
+    for target in document.targets:
+        if target.not_set_up:
+            yield f"{target.id}: {target.not_set_up}"
     if document.environment.vllm is None:
         yield "vLLM was not installed; the report lists the rules of all releases."
     others = sorted({entry.id for target in document.targets for entry in target.other_rules})

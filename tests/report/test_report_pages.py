@@ -15,7 +15,7 @@ from making import MUSTS, SHOULDS, TARGET, everything, make, result, seen
 from kvconform.report import badge, html, markdown
 from kvconform.report.document import VERDICTS, Document
 from kvconform.rules import load_catalogue
-from kvconform.verdicts import Verdict
+from kvconform.verdicts import NOT_SET_UP, Verdict
 
 NASTY = (
     "</script></pre><script>alert(1)</script> <img src=x onerror=y> \"q\" 'p' & \x1b[31mred\x1b[0m \x00\x07 \u202etxt"
@@ -228,6 +228,18 @@ def test_a_badge_has_the_colour_of_the_worst_verdict(
     }
     root = ET.fromstring(badge.svg(document))
     assert [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")] == ["kvconform", message]
+
+
+def test_a_connector_that_did_not_start_is_told_in_its_own_words() -> None:
+    words = f"{NOT_SET_UP}: needs <CUDA>"
+    document = make([result(rule, Verdict.INCONCLUSIVE, message=words) for rule in MUSTS[:3]], exit_status=1)
+    assert badge.badge(document) == badge.Badge("not set up", "red")
+    assert "**Not set up:** my.module:MyConnector: the connector could not be set up: needs \\<CUDA\\>" in (
+        markdown.render(document)
+    )
+    page = html.render(document)
+    assert '<p class="verdict-line bad">the connector could not be set up: needs &lt;CUDA&gt;</p>' in page
+    assert make([result(MUSTS[0], Verdict.INCONCLUSIVE, message="no hit")]).targets[0].not_set_up == ""
 
 
 def test_a_warning_makes_the_badge_yellow() -> None:
