@@ -72,7 +72,6 @@ class WrongBytes(Event):
     external: bool
     observed: tuple[str, ...]
     reported_failed: bool = False
-    tainted_by: str | None = None
 
 
 @dataclass(frozen=True)

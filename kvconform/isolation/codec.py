@@ -16,7 +16,6 @@ from cattrs.strategies import configure_tagged_union
 from kvconform.checks.model import Examination, Finding
 from kvconform.engine import history as events
 from kvconform.engine.history import Event, History
-from kvconform.scenario import program as programs
 from kvconform.scenario.program import Action, Program
 
 T = TypeVar("T")
@@ -135,6 +134,5 @@ __all__ = [
     "load_examination",
     "load_history",
     "load_program",
-    "programs",
     "to_bytes",
 ]

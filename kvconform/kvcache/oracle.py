@@ -78,13 +78,12 @@ class TokenChain:
     prompt: tuple[int, ...]
     identity: Identity = field(default_factory=Identity)
     vocabulary: int = 50_000
-    taint: int = 0
     _tokens: list[int] = field(init=False, repr=False)
     _chain: U64 = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._tokens = list(self.prompt)
-        self._chain = self._fold(np.asarray(self.prompt, dtype=np.uint64), 0, self.identity.root() ^ self.taint)
+        self._chain = self._fold(np.asarray(self.prompt, dtype=np.uint64), 0, self.identity.root())
 
     def _fold(self, tokens: U64, start: int, before: int) -> U64:
         """Chain values of ``tokens`` from position ``start`` on: h[i] = factor * (h[i-1] + token[i]), vectorised."""
@@ -117,14 +116,14 @@ class TokenChain:
     def next_token(self, length: int) -> int:
         """What the model samples after ``length`` tokens."""
         self._extend(length)
-        before = int(self._chain[length - 1]) if length else self.identity.root() ^ self.taint
+        before = int(self._chain[length - 1]) if length else self.identity.root()
         return 10 + key64("sample", before) % (self.vocabulary - 10)
 
     def _extend(self, length: int) -> None:
         while len(self._tokens) < length:
             n = len(self._tokens)
             token = self.next_token(n)
-            before = int(self._chain[n - 1]) if n else self.identity.root() ^ self.taint
+            before = int(self._chain[n - 1]) if n else self.identity.root()
             self._tokens.append(token)
             self._chain = np.concatenate([self._chain, self._fold(np.array([token], dtype=np.uint64), n, before)])
 

@@ -71,27 +71,33 @@ def failure_text(
 
 def hung_text(error: HungError, scenario: str, *, target: str, reproduce: str) -> str:
     """A scenario that did not end, with the stacks of all threads."""
-    stacks = error.stacks.strip() or "(the process did not answer the request for its stacks)"
-    return "\n".join(
-        [
-            f"TIMEOUT: {target} did not end the scenario {scenario!r} within {error.limit:g} s.",
-            "The connector's process was killed; other scenarios go on in a new one. Stacks of all its threads:",
-            textwrap.indent(stacks, "  "),
-            _paragraph("How to fix", ["Give every wait in a hook a limit, and report what did not arrive as failed."]),
-            _paragraph("Reproduce", [reproduce]),
-        ]
+    return _lost_text(
+        f"TIMEOUT: {target} did not end the scenario {scenario!r} within {error.limit:g} s.",
+        "The connector's process was killed; other scenarios go on in a new one. Stacks of all its threads:",
+        error.stacks.strip() or "(the process did not answer the request for its stacks)",
+        "Give every wait in a hook a limit, and report what did not arrive as failed.",
+        reproduce,
     )
 
 
 def crashed_text(error: CrashedError, scenario: str, *, target: str, reproduce: str) -> str:
     """A scenario in which the connector's process ended."""
-    output = error.output.strip() or "(nothing)"
+    return _lost_text(
+        f"CRASH: the process of {target} {error.how} during the scenario {scenario!r}.",
+        "Other scenarios go on in a new process. The last that it printed:",
+        error.output.strip() or "(nothing)",
+        "A connector lives in the engine's process: it raises, and never ends it.",
+        reproduce,
+    )
+
+
+def _lost_text(what: str, then: str, evidence: str, fix: str, reproduce: str) -> str:
     return "\n".join(
         [
-            f"CRASH: the process of {target} {error.how} during the scenario {scenario!r}.",
-            "Other scenarios go on in a new process. The last that it printed:",
-            textwrap.indent(output, "  "),
-            _paragraph("How to fix", ["A connector lives in the engine's process: it raises, and never ends it."]),
+            what,
+            then,
+            textwrap.indent(evidence, "  "),
+            _paragraph("How to fix", [fix]),
             _paragraph("Reproduce", [reproduce]),
         ]
     )
