@@ -13,8 +13,10 @@ OVERLAY := .overlays/vllm-$(NEXT_VLLM)
 REPORTS := .kvconform/reports
 REFERENCE := kvconform.reference.file_store:FileStoreConnector
 
-# More options for pytest, e.g. make test PYTEST_ARGS="-n 2 -k layout"
+# More options for pytest, e.g. make test PYTEST_ARGS="-k layout"
 PYTEST_ARGS ?=
+# Processes that make test runs tests in
+JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Compiling all of torch and vLLM takes longer than the tests; what is imported gets compiled then.
@@ -23,7 +25,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test releases lint format out-of-tree wheel install clean
+.PHONY: help demo test releases matrix matrix-all lint format rulebook out-of-tree wheel install clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,10 +36,16 @@ demo: $(STAMPS)/kvconform $(STAMPS)/vllm ## Install everything and run the suite
 	@echo "The report for each rule is above; the same results as JUnit XML: $(abspath $(REPORTS)/demo.xml)"
 
 test: $(STAMPS)/dev $(STAMPS)/vllm ## Install everything, the real vLLM too, and run all tests of the project
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses=$(JOBS) $(PYTEST_ARGS)
 
 releases: $(STAMPS)/kvconform $(STAMPS)/vllm $(OVERLAY)/.installed ## Run the suites on the reference connector with the next vLLM release
 	PYTHONPATH=$(OVERLAY) $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
+
+matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be caught, legal connectors must pass
+	$(BIN)/python tests/mutants/kill_matrix.py --cover --jobs=$(JOBS)
+
+matrix-all: $(STAMPS)/dev $(STAMPS)/vllm ## All mutants, and the matrix in the docs written anew
+	$(BIN)/python tests/mutants/kill_matrix.py --jobs=$(JOBS) --book=docs/kill_matrix.md
 
 lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -47,6 +55,9 @@ lint: $(STAMPS)/dev ## ruff and mypy
 format: $(STAMPS)/dev ## Let ruff put the source into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+rulebook: $(STAMPS)/kvconform ## Write docs/rules from the catalogue and the suites
+	$(BIN)/kvconform rules --book docs/rules
 
 out-of-tree: $(STAMPS)/dev $(STAMPS)/vllm ## Try the built wheel from a vendor's package in a clean environment
 	$(BIN)/python .ci/out_of_tree.py

@@ -57,6 +57,8 @@ class RunConfig:
     seed: int = 0
     #: Seconds that one scenario may take before the connector's process is killed.
     timeout: float = 60.0
+    #: File of known failures, see :mod:`kvconform.baseline`; empty for none.
+    baseline: str = ""
     #: Target id of the preset that filled in keys; None when none did.
     preset: str | None = None
     #: Keys that the user gave, by any of the three ways.
@@ -112,6 +114,9 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
     given = {key: value for key, value in options.items() if value not in (None, [], ())}
     sources.append((None, _Reader("the command line").values(given)))
 
+    for folder, values in sources:
+        if folder is not None and values.get("baseline"):
+            values["baseline"] = os.path.normpath(folder / values["baseline"])
     merged = {key: value for _, values in sources for key, value in values.items()}
     directory = next((folder for folder, values in reversed(sources) if "connector" in values), None)
     return RunConfig(
@@ -149,6 +154,7 @@ class _Reader:
             "budget": lambda key, value: self._choice(key, value, BUDGETS),
             "seed": self._seed,
             "timeout": self._timeout,
+            "baseline": self._path,
         }
 
     def values(self, table: Any) -> dict[str, Any]:
@@ -202,6 +208,11 @@ class _Reader:
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise self._wrong(key, value, "a number of seconds above 0")
         return float(value)
+
+    def _path(self, key: str, value: Any) -> str:
+        if not isinstance(value, str) or "\0" in value:
+            raise self._wrong(key, value, "the path of a file")
+        return value
 
     def _extra_config(self, key: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):

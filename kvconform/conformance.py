@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -13,13 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from kvconform import capabilities
 from kvconform.api import vllm_version
+from kvconform.capabilities import Capability, Shown
+from kvconform.cases.model import How
+from kvconform.cases.writer import CaseWriter, replay_command
 from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig, expand, placeholders
-from kvconform.engine.history import EngineRaised, History, WrongBytes
+from kvconform.engine.history import EngineRaised, History, NeverIdle, Unsimulated, WrongBytes
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import Engine
+from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.kvcache.provenance import Provenance
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, record, rules_of
@@ -34,6 +40,9 @@ from kvconform.target import Target
 from kvconform.verdicts import NOT_SET_UP, Verdict
 
 DRAWN = {"quick": 5, "full": 60}
+#: Seconds that an engine waits for transfers while nothing can be computed; less once it has waited in vain.
+PATIENCE = 3.0
+PATIENCE_WITH_A_STUCK_ONE = 1.0
 
 
 @dataclass
@@ -46,8 +55,13 @@ class Conformance:
     target: Target
     config: RunConfig
     room: Room | None = None
+    #: Where failing scenarios are kept; None in the connector's own process.
+    cases: CaseWriter | None = None
     _examined: dict[str, Examination | str] = field(default_factory=dict)
     _observation: ClassObservation | None = None
+    _patience: float = PATIENCE
+    _shown: Shown = field(default_factory=Shown)
+    _probed: bool = False
 
     # -- playing ---------------------------------------------------------------------------------------------------
 
@@ -71,10 +85,14 @@ class Conformance:
             from kvconform.engine.vllm_engine.engine import VllmEngine
 
             spec = specs[program.twin and number % 2 == 0]
-            return VllmEngine(options, spec, history, provenance, number, self.config.resolved_device)
+            device, patience = self.config.resolved_device, self._patience
+            return VllmEngine(options, spec, history, provenance, number, device, patience)
 
         try:
-            return play(program, make)
+            history = play(program, make, directory)
+            if any(history.of(NeverIdle)):
+                self._patience = PATIENCE_WITH_A_STUCK_ONE
+            return history
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -88,7 +106,9 @@ class Conformance:
         key = repr(program)
         if key not in self._examined:
             try:
-                self._examined[key] = self._examine_here(program) if self.room is None else self.room.examine(program)
+                new = self._examine_here(program) if self.room is None else self.room.examine(program)
+                self._examined[key] = new
+                self._shown.count(new.capabilities)
             except Refused as error:
                 self._examined[key] = str(error)
         known = self._examined[key]
@@ -98,7 +118,7 @@ class Conformance:
 
     def _examine_here(self, program: Program) -> Examination:
         history = self.play(program)
-        examination = self._fair(examine(history))
+        examination = replace(self._fair(examine(history)), capabilities=capabilities.exercised(history))
         refusal = refused(history)
         # A refusal is legal, unless a rule about starting was broken.
         if refusal is not None and examination.clean:
@@ -126,6 +146,15 @@ class Conformance:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
+    def leftovers(self, program: Program) -> tuple[tuple[Leftover, ...], str]:
+        """What each round of a program leaves behind after shutdown, or why it cannot be played."""
+        try:
+            self.examine(program)
+        except Refused as error:
+            return (), str(error)
+        found = leftovers(lambda: self.play(program)) if self.room is None else self.room.leftovers(program)
+        return found, ""
+
     @property
     def transfers_true_bytes(self) -> bool:
         """Whether the connector is to be judged by the bytes it delivers; one declared a filler or lossy is not."""
@@ -136,6 +165,33 @@ class Conformance:
             return examination
         kept = tuple(finding for finding in examination.findings if not isinstance(finding.at, WrongBytes))
         return replace(examination, findings=kept)
+
+    @property
+    def seen(self) -> Shown:
+        """What the connector was seen to be able to do so far; nothing is tried for it."""
+        return self._shown
+
+    @property
+    def shown(self) -> Shown:
+        """What the connector was seen to be able to do so far, plain scenarios and a look at the class included."""
+        if not self._probed:
+            self._probed = True
+            self._shown.add(capabilities.of_class(self.observation.shape), {})
+            for program in (*transfer.reload().examples[:1], *transfer.restart().examples[:1]):
+                with contextlib.suppress(Refused, HungError, CrashedError):
+                    self.examine(program)
+        return self._shown
+
+    def capability(self, name: str) -> Capability:
+        """What is known of one capability; plain scenarios are tried first."""
+        shown = self.shown
+        return Capability(name, name in self.config.capabilities, shown.detected.get(name, ""), shown.exercised[name])
+
+    def demand_capability(self, name: str) -> None:
+        """Raises NotApplicable if the connector neither declares nor shows the capability."""
+        known = self.capability(name)
+        if name not in capabilities.OF_EVERY_CONNECTOR and not (known.declared or known.detected or known.exercised):
+            raise NotApplicable(capabilities.why_not(name))
 
     def demand(self, rule: str) -> None:
         """Raises NotApplicable if ``rule`` is none of the installed vLLM's release."""
@@ -163,19 +219,21 @@ class Conformance:
         try:
             outcome = self.explore(family, rules, request.node.nodeid)
         except HungError as error:
+            reproduce = self._reproduce(request, family, error.program, (family.rule,), how="timeout")
             raise ConformanceFailure(
-                hung_text(error, family.name, target=self.target.id, reproduce=self.reproduce(request.node.nodeid)),
+                hung_text(error, family.name, target=self.target.id, reproduce=reproduce),
                 rules=(family.rule,),
                 verdict=Verdict.TIMEOUT,
             ) from None
         except CrashedError as error:
+            reproduce = self._reproduce(request, family, error.program, (family.rule,), how="crash")
             raise ConformanceFailure(
-                crashed_text(error, family.name, target=self.target.id, reproduce=self.reproduce(request.node.nodeid)),
+                crashed_text(error, family.name, target=self.target.id, reproduce=reproduce),
                 rules=(family.rule,),
                 verdict=Verdict.CRASH,
             ) from None
         for rule, (program, examination) in outcome.elsewhere.items():
-            record(request, rule, Verdict.FAIL, message=self._text(request, examination, program))
+            record(request, rule, Verdict.FAIL, message=self._text(request, family, examination, program))
         if outcome.failed is not None:
             program, examination = outcome.failed
             broken = tuple(dict.fromkeys(finding.rule for finding in examination.findings))
@@ -184,7 +242,8 @@ class Conformance:
                     self._settle(
                         request, rule, outcome, f"the scenario broke {', '.join(broken)} before this was shown"
                     )
-            raise ConformanceFailure(self._text(request, examination, program, outcome.contrast), rules=broken)
+            text = self._text(request, family, examination, program, outcome.contrast)
+            raise ConformanceFailure(text, rules=broken)
         if outcome.refused and not outcome.programs:
             self._demand_start()
             raise NotApplicable(f"the connector refuses this set-up: {outcome.refused[0]}")
@@ -238,16 +297,43 @@ class Conformance:
             raise Inconclusive(f"{NOT_SET_UP}: {error}") from None
 
     def _text(
-        self, request: pytest.FixtureRequest, examination: Examination, program: Program, contrast: str = ""
+        self,
+        request: pytest.FixtureRequest,
+        family: Family,
+        examination: Examination,
+        program: Program,
+        contrast: str = "",
     ) -> str:
+        rules = [finding.rule for finding in examination.findings]
         return failure_text(
             examination.findings,
             examination.history,
             program,
             target=self.target.id,
-            reproduce=self.reproduce(request.node.nodeid),
+            reproduce=self._reproduce(request, family, program, rules, findings=examination.findings),
             contrast=contrast,
         )
+
+    def _reproduce(
+        self,
+        request: pytest.FixtureRequest,
+        family: Family,
+        program: Program | None,
+        rules: Sequence[str],
+        *,
+        how: How = "fail",
+        findings: Sequence[Finding] = (),
+    ) -> tuple[str, ...]:
+        """Commands that show a failure again: its test, and the scenario alone if it could be kept as a case file."""
+        nodeid = request.node.nodeid
+        commands = [self.reproduce(nodeid)]
+        if self.cases is not None and program is not None:
+            file = self.cases.save(
+                self.target, self.config, nodeid, family, program, rules=rules, how=how, findings=findings
+            )
+            if file is not None:
+                commands.append(replay_command(file, self.target, self.config))
+        return tuple(commands)
 
     def _settle(self, request: pytest.FixtureRequest, rule: str, outcome: Outcome, lacking: str) -> None:
         if not self.transfers_true_bytes and witness_rule(rule) == "LOAD-01":
@@ -278,6 +364,8 @@ def witness_rule(rule: str) -> str:
 
 def refused(history: History) -> str | None:
     """Why the first engine did not start, or None."""
+    for missing_part in history.of(Unsimulated):
+        return missing_part.what
     for event in history.of(EngineRaised):
         if event.during == "start-up" and event.engine == 1:
             return event.error

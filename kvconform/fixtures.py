@@ -13,11 +13,10 @@ import pytest
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
 from kvconform.target import Target
-from kvconform.target_fixtures import RUN_CONFIG
+from kvconform.target_fixtures import Rooms
 
 if TYPE_CHECKING:
     from kvconform.conformance import Conformance
-    from kvconform.isolation.nursery import Nursery
     from kvconform.testing import (
         ConnectorFactory,
         EngineFactory,
@@ -30,28 +29,20 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def _nursery(request: pytest.FixtureRequest) -> Iterator[Nursery]:
-    """The process with vLLM imported, from which connectors' processes are forked."""
-    from kvconform.isolation.nursery import Nursery
-
-    nursery = Nursery(request.config.stash[RUN_CONFIG].resolved_device)
-    yield nursery
-    nursery.close()
-
-
-@pytest.fixture(scope="session")
-def conformance(kvconform_target: Target, kvconform_config: RunConfig, _nursery: Nursery) -> Iterator[Conformance]:
+def conformance(
+    request: pytest.FixtureRequest, kvconform_target: Target, kvconform_config: RunConfig, _rooms: Rooms
+) -> Iterator[Conformance]:
     """The connector under test, ready to be tried: plays programs, examines histories, settles rules.
 
     ``conformance.play(program)`` runs a kvconform.testing.Program on fresh engines and a fresh store and returns the
     History. ``conformance.examine(program)`` also judges it: an Examination with ``findings``, empty if no rule is
     broken. It raises Refused, with the connector's words, if the engine does not start.
     """
+    from kvconform.cases.writer import CaseWriter
     from kvconform.conformance import Conformance
-    from kvconform.isolation.room import Room
 
-    room = Room(kvconform_target, kvconform_config, _nursery)
-    yield Conformance(kvconform_target, kvconform_config, room)
+    room = _rooms.room(kvconform_target)
+    yield Conformance(kvconform_target, kvconform_config, room, CaseWriter.of(request.config))
     room.close()
 
 

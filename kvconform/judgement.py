@@ -9,16 +9,20 @@ from collections.abc import Iterable
 
 import pytest
 
+from kvconform.baseline import Baseline
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, results_in, rules_of, target_of
 from kvconform.rules import load_catalogue
 from kvconform.verdicts import NO_WITNESS, RuleResult, Verdict
+
+#: The baseline of the run.
+BASELINE: pytest.StashKey[Baseline] = pytest.StashKey()
 
 
 def explain_outcome(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> list[RuleResult]:
     """Results for the rules that the test named and did not record, and a report without noise.
 
     Changes ``report``: a :class:`ConformanceFailure` is shown as its text alone, or as a warning when all the rules
-    that it breaks are SHOULDs; a skip tells the test's place, not that of the kit's code.
+    that it breaks are SHOULDs or excused by the baseline; a skip tells the test's place, not that of the kit's code.
 
     Args:
         item: the test.
@@ -43,6 +47,8 @@ def explain_outcome(item: pytest.Item, report: pytest.TestReport, error: BaseExc
     if report.outcome == "failed":
         verdict = _verdict_of(error)
         rules = _open_rules(item) or rules_of(item)
+        if report.when == "call" and rules and all(_is_excused(item, rule, verdict) for rule in rules):
+            _show_as_known(report)
         return _results(item, report, rules, verdict, _sentence(error))
     if report.when == "call":
         return _results(item, report, _open_rules(item), Verdict.INCONCLUSIVE, NO_WITNESS)
@@ -63,12 +69,16 @@ def _failed(item: pytest.Item, report: pytest.TestReport, failures: list[Conform
     failed = {result.rule for result in results_in(item.user_properties) if result.verdict.is_bad}
     results: list[RuleResult] = []
     broken: set[str] = set(failed)
+    verdicts = {failure.verdict for failure in failures}
     for failure in failures:
         rules = failure.rules or (() if failed else _open_rules(item) or rules_of(item))
         broken.update(rules)
         results += _results(item, report, [rule for rule in rules if rule not in failed], failure.verdict, failure.text)
     text = "\n\n".join(dict.fromkeys(failure.text for failure in failures))
-    if broken and all(failure.verdict is Verdict.FAIL for failure in failures) and not _any_must(broken):
+    serious = {rule for rule in broken if not all(_is_excused(item, rule, verdict) for verdict in verdicts)}
+    if broken and not serious:
+        _show_as_known(report)
+    elif broken and verdicts == {Verdict.FAIL} and not _any_must(serious):
         report.outcome = "passed"
         report.longrepr = None
         report.kvconform_warned = True  # type: ignore[attr-defined]  # reports may carry anything; xdist sends it along
@@ -78,6 +88,17 @@ def _failed(item: pytest.Item, report: pytest.TestReport, failures: list[Conform
     # hypothesis describes the failing example in its own terms; the text has the shortest trace already.
     report.sections = [(title, body) for title, body in report.sections if title != "Hypothesis"]
     return results
+
+
+def _is_excused(item: pytest.Item, rule: str, verdict: Verdict) -> bool:
+    """Whether the baseline of the run expects this."""
+    return item.config.stash.get(BASELINE, Baseline()).excuse(target_of(item), rule, verdict) is not None
+
+
+def _show_as_known(report: pytest.TestReport) -> None:
+    report.outcome = "passed"
+    report.longrepr = None
+    report.kvconform_known = True  # type: ignore[attr-defined]  # as above
 
 
 def _any_must(rules: Iterable[str]) -> bool:

@@ -66,6 +66,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="Write the verdict on every rule to FILE.json; FILE.html is a page for people, with FILE.json beside it",
     )
+    group.addoption(
+        "--kvconform-baseline",
+        dest="kvconform_baseline",
+        metavar="FILE",
+        help="TOML file of known failures and flaky rules, which then do not fail the run; empty for none",
+    )
+    group.addoption(
+        "--kvconform-coverage",
+        dest="kvconform_coverage",
+        action="store_true",
+        help="Measure which hooks and lines of the connector no rule exercises; needs kvconform[coverage]",
+    )
+    group.addoption(
+        "--kvconform-cases",
+        dest="kvconform_cases",
+        metavar="DIR",
+        help="Where failing scenarios are kept for kvconform replay (default .kvconform/cases)",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,6 +115,8 @@ def _prepare(config: pytest.Config, options: Any) -> None:
     from kvconform.errors import UsageError
 
     given = {key: getattr(options, f"kvconform_{key}") for key in ("engine", "device", "budget", "seed", "timeout")}
+    baseline = getattr(options, "kvconform_baseline", None)
+    given["baseline"] = os.path.normpath(config.invocation_params.dir / baseline) if baseline else baseline
     try:
         run_config = read_run_config(
             {"connector": specs, **given},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -18,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvconform import collection, target_fixtures
+from kvconform.api import vllm_version
+from kvconform.baseline import Baseline, read_baseline
+from kvconform.capabilities import Capability, Shown
+from kvconform.cases.folder import cases_folder
 from kvconform.config import RunConfig
+from kvconform.coverage_report import COVERAGE_PLUGIN, CoveragePlugin, coverage_of
 from kvconform.errors import UsageError
-from kvconform.judgement import explain_outcome
+from kvconform.judgement import BASELINE, explain_outcome
 from kvconform.outcomes import PROPERTY, entries_in, results_in, rules_of, target_of
 from kvconform.report.model import RunReport, build_report, describe_environment
 from kvconform.target import Target, parse_target
@@ -37,8 +43,11 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
     """Check the targets and register the hooks and fixtures.
 
     Raises:
-        pytest.UsageError: none of the targets can be used.
+        pytest.UsageError: none of the targets can be used, or an option's path is of the wrong kind.
     """
+    cases_folder(config)
+    if config.option.kvconform_coverage:
+        config.pluginmanager.register(CoveragePlugin(config), COVERAGE_PLUGIN)
     recorder = _recorder(config, run_config)
     targets, unusable = _parse_targets(config, run_config)
     if not targets:
@@ -46,15 +55,25 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
     collection.collect_suites_by_default(config)
     collection.share_conftest_fixtures(config)
     config.stash[RUN_CONFIG] = run_config
+    config.stash[BASELINE] = _baseline(run_config)
     # Not import_plugin(): it warns about modules that are imported already (pytest 8), as this one is.
     config.pluginmanager.register(target_fixtures, "kvconform-target-fixtures")
     session = ConformanceSession(config, run_config, targets, unusable)
     config.pluginmanager.register(session, "kvconform-session")
     if recorder is not None:
-        recorder.start(targets, session.all_results, unusable)
+        recorder.start(targets, session.all_results, unusable, session.capabilities)
         config.pluginmanager.register(recorder, "kvconform-report")
     if importlib.util.find_spec("kvconform.fixtures") is not None:
         config.pluginmanager.register(importlib.import_module("kvconform.fixtures"), "kvconform-fixtures")
+
+
+def _baseline(run_config: RunConfig) -> Baseline:
+    if not run_config.baseline:
+        return Baseline()
+    try:
+        return read_baseline(Path(run_config.baseline), os.path.relpath(run_config.baseline))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _recorder(config: pytest.Config, run_config: RunConfig) -> ReportRecorder | None:
@@ -107,6 +126,9 @@ class ConformanceSession:
         self._crashed: list[str] = []
         self._failed: set[str] = set()
         self._loud: set[str] = set()
+        #: By target id: what was said of its capabilities last, and what all tests have said.
+        self._told: dict[str, dict[str, Any]] = {}
+        self._shown: dict[str, Shown] = {}
 
     # --- collection ---------------------------------------------------------------------------------------------------
 
@@ -162,6 +184,8 @@ class ConformanceSession:
         else:
             for result in explain_outcome(item, report, error):
                 self._say(item, "result", result.to_dict())
+            if report.when == "call":
+                self._tell_capabilities(item)
             if rules_of(item):
                 report.sections = [(title, _end_of(text)) for title, text in report.sections]
         report.user_properties = list(item.user_properties)
@@ -169,6 +193,17 @@ class ConformanceSession:
 
     def _say(self, item: pytest.Item, kind: str, entry: dict[str, Any]) -> None:
         item.user_properties.append((PROPERTY, json.dumps({"type": kind, **entry}, sort_keys=True)))
+
+    def _tell_capabilities(self, item: pytest.Item) -> None:
+        """What the connector was seen to be able to do, if a test has learned more of it."""
+        conformance = getattr(item, "funcargs", {}).get("conformance")
+        if conformance is None:
+            return
+        seen = {"detected": dict(conformance.seen.detected), "exercised": dict(conformance.seen.exercised)}
+        target = target_of(item)
+        if self._told.get(target) != seen:
+            self._told[target] = seen
+            self._say(item, "capabilities", {"target": target, **seen})
 
     def _report_unusable(self, item: pytest.Item, report: pytest.TestReport, error: UnusableTargetError) -> None:
         """The first test says the sentence, the others of the target are skipped and point to it."""
@@ -187,6 +222,8 @@ class ConformanceSession:
     ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
         if report.when == "call" and getattr(report, "kvconform_warned", False):
             return "warned", "w", ("WARN", {"yellow": True})
+        if report.when == "call" and getattr(report, "kvconform_known", False):
+            return "known", "k", ("KNOWN", {"yellow": True})
         return None
 
     # --- the end ------------------------------------------------------------------------------------------------------
@@ -197,6 +234,8 @@ class ConformanceSession:
             self._failed.add(nodeid)
         for entry in entries_in(report.user_properties, "unusable"):
             self._unusable.setdefault(entry["target"], entry["sentence"])
+        for entry in entries_in(report.user_properties, "capabilities"):
+            self._shown.setdefault(entry["target"], Shown()).add(entry["detected"], entry["exercised"])
         for entry in entries_in(report.user_properties, "test"):
             self._tests[nodeid] = entry
         results = results_in(report.user_properties)
@@ -216,11 +255,25 @@ class ConformanceSession:
                 message = "the process that ran the test died"
                 yield RuleResult(rule, test["target"], Verdict.CRASH, nodeid=nodeid, message=message)
 
+    def capabilities(self, target: str) -> tuple[Capability, ...]:
+        """What is known of a target's capabilities."""
+        declared = next(self._run_config.for_target(t).capabilities for t in self._targets if t.id == target)
+        return self._shown.get(target, Shown()).table(declared)
+
     def _environment(self) -> str:
         config = self._run_config
         return describe_environment(
             engine=config.resolved_engine, device=config.resolved_device, budget=config.budget, seed=config.seed
         )
+
+    def _required(self) -> tuple[str, ...]:
+        """The rules that hold for the installed vLLM and that the suites check."""
+        from kvconform.report.building import expected_rules
+        from kvconform.report.suite_tests import checked_rules
+        from kvconform.rules import load_catalogue
+
+        checked = checked_rules(collection.suites_directory())
+        return tuple(rule.id for rule in expected_rules(load_catalogue(), vllm_version()) if rule.id in checked)
 
     def _report(self) -> RunReport:
         from kvconform.rules import load_catalogue
@@ -233,6 +286,10 @@ class ConformanceSession:
             environment=self._environment(),
             catalogue=load_catalogue(),
             failed_tests=self._failed,
+            baseline=self._config.stash[BASELINE],
+            coverage={target.id: coverage_of(self._config, target.id) for target in self._targets},
+            capabilities={target.id: self.capabilities(target.id) for target in self._targets},
+            required=self._required(),
         )
 
     @pytest.hookimpl(trylast=True)
@@ -248,7 +305,7 @@ class ConformanceSession:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         elif ended == pytest.ExitCode.OK and not self._config.option.collectonly:
             report = self._report()
-            if report.has_bad_verdict or report.not_set_up:
+            if report.has_bad_verdict or report.not_set_up or report.baseline_problems:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

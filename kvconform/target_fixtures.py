@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
 import pytest
 
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
 from kvconform.target import Target
+
+if TYPE_CHECKING:
+    from kvconform.isolation.nursery import Nursery
+    from kvconform.isolation.room import Room
 
 RUN_CONFIG: pytest.StashKey[RunConfig] = pytest.StashKey()
 
@@ -19,12 +27,48 @@ class UnusableTargetError(Exception):
         self.target = target
 
 
+@dataclass
+class Rooms:
+    """The processes of the connectors of a run; made when the first test asks for one."""
+
+    config: pytest.Config
+    _nursery: Nursery | None = None
+    _rooms: dict[str, Room] = field(default_factory=dict)
+
+    def room(self, target: Target) -> Room:
+        """The process of one connector; not started yet."""
+        from kvconform.isolation.nursery import Nursery
+        from kvconform.isolation.room import Room
+
+        run_config = self.config.stash[RUN_CONFIG]
+        if self._nursery is None:
+            self._nursery = Nursery(run_config.resolved_device)
+        if target.id not in self._rooms:
+            self._rooms[target.id] = Room(target, run_config.for_target(target), self._nursery)
+        return self._rooms[target.id]
+
+    def close(self) -> None:
+        """End all processes."""
+        for room in self._rooms.values():
+            room.close()
+        if self._nursery is not None:
+            self._nursery.close()
+
+
 @pytest.fixture(scope="session")
-def kvconform_target(request: pytest.FixtureRequest) -> Target:
+def _rooms(request: pytest.FixtureRequest) -> Iterator[Rooms]:
+    """Where connectors are imported and run: never in pytest's own process."""
+    rooms = Rooms(request.config)
+    yield rooms
+    rooms.close()
+
+
+@pytest.fixture(scope="session")
+def kvconform_target(request: pytest.FixtureRequest, _rooms: Rooms) -> Target:
     """The connector under test, importable. Tests that use it, directly or not, run once per connector."""
     target: Target = request.param
     try:
-        target.load()
+        _rooms.room(target).load()
     except UsageError as error:
         raise UnusableTargetError(target.id, str(error)) from None
     return target

@@ -29,6 +29,15 @@ def disk_hit_source() -> Any:
     return CacheHitSource.DISK
 
 
+def host_hit_source() -> Any:
+    """The same for a store in host memory."""
+    try:
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+    except ImportError:
+        return None
+    return CacheHitSource.HOST
+
+
 def block_granularity(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> tuple[int, int]:
     """Tokens per scheduler block and tokens per entry of ``Request.block_hashes``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -215,7 +215,7 @@ class SchedulerSide:
                     tracked.table.extend(added)
                 yield tracked, computed, output.num_scheduled_tokens[request_id]
 
-    def _completed_blocks(self, tracked: _TrackedRequest, computed: int, scheduled: int) -> range:
+    def _completed_blocks(self, tracked: _TrackedRequest, computed: int, scheduled: int) -> Sequence[int]:
         """Indices of the blocks that this step's forward completes and nobody has considered yet.
 
         A block counts when all its slots have been written, and for tokens that are settled. Only such tokens have a

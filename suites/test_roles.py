@@ -19,9 +19,8 @@ from kvconform.scenario.exploration import Refused
 
 
 def _demand_handshake(conformance: Conformance) -> None:
-    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
-
-    if not signature.overridden(conformance.target.load(), KVConnectorBase_V1, "get_handshake_metadata"):
+    shape = conformance.observation.shape
+    if shape is None or "get_handshake_metadata" not in shape.overrides:
         raise NotApplicable("the connector offers no handshake metadata: it does not override get_handshake_metadata")
 
 
@@ -123,6 +122,7 @@ def test_scheduler_role_takes_an_empty_handshake(conformance: Conformance, reque
 @pytest.mark.kvconform_rules("ROLE-12")
 def test_kv_transfer_params_hold_json_values_only(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """They leave the engine as msgpack and the server as JSON."""
+    conformance.demand_capability("pd")
     conformance.judge(request, roles.separate_objects())
 
 

@@ -47,6 +47,13 @@ def vllm_version() -> str | None:
         return None
 
 
+def set_up(device: str) -> None:
+    """Choose the environment and the platform of this process, before anything of vLLM is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    request_platform(device)
+
+
 @cache
 def prepare(device: str = "cpu") -> VllmRuntime:
     """Import the installed vLLM on the platform for ``device`` and return what it is.
@@ -66,9 +73,7 @@ def prepare(device: str = "cpu") -> VllmRuntime:
             f"vLLM {version} is installed, but the engine 'vllm' drives releases from {OLDEST_RELEASE} on: "
             "install a newer vllm (0.32.0 is the release the kit is tested on)."
         )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    request_platform(device)
+    set_up(device)
     import vllm.platforms
 
     if device == "cpu":

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from kvconform.checks import crossing, live, match, roles, transfer
+from kvconform.checks import (
+    asynchronous,
+    crossing,
+    events,
+    failures,
+    finish,
+    hybrid,
+    live,
+    match,
+    metadata,
+    order,
+    preemption,
+    reset,
+    roles,
+    saving,
+    shutdown,
+    stats,
+    transfer,
+    workers,
+)
 from kvconform.checks.model import Check, Examination, Finding
 from kvconform.engine.history import History
 
@@ -11,6 +30,19 @@ ALL_CHECKS: tuple[Check, ...] = (
     *transfer.CHECKS,
     *crossing.CHECKS,
     *roles.CHECKS,
+    *failures.CHECKS,
+    *reset.CHECKS,
+    *shutdown.CHECKS,
+    *stats.CHECKS,
+    *events.CHECKS,
+    *asynchronous.CHECKS,
+    *finish.CHECKS,
+    *preemption.CHECKS,
+    *saving.CHECKS,
+    *order.CHECKS,
+    *metadata.CHECKS,
+    *workers.CHECKS,
+    *hybrid.CHECKS,
     *live.CHECKS,
 )
 CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
@@ -18,7 +50,8 @@ CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
 
 # An answer that breaks one of these leaves the scheduler in a state in which nothing later proves anything: negative
 # computed tokens, an assertion half-way through schedule(), and so on (contract section 3; Scheduler.schedule, 0.32.0).
-_UNDERMINING = frozenset(check.rule for check in match.CHECKS)
+_ALWAYS_TOLD = frozenset(check.rule for check in match.CHECKS)
+_UNDERMINING = _ALWAYS_TOLD | asynchronous.UNDERMINING
 
 
 def examine(history: History) -> Examination:
@@ -39,7 +72,7 @@ def _sound(history: History, findings: list[Finding]) -> list[Finding]:
     return [
         finding
         for finding in findings
-        if finding.rule in _UNDERMINING or order[id(finding.at)] < undermined.get(finding.at.engine, len(order))
+        if finding.rule in _ALWAYS_TOLD or order[id(finding.at)] <= undermined.get(finding.at.engine, len(order))
     ]
 
 

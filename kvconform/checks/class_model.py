@@ -63,6 +63,25 @@ class RoleObservation:
 
 
 @dataclass(frozen=True)
+class ClassShape:
+    """What the class object itself shows, without an instance.
+
+    ``overrides`` are the hooks and class-level answers that are not the base class's own; ``hma`` tells whether vLLM
+    takes the class for one that supports several KV cache groups. ``constructor`` is its signature in words, empty if
+    Python can't tell, and ``constructor_problem`` why three positional arguments don't fit. ``findings`` are rules
+    broken by the class alone: (rule, expected, observed).
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    abstract_in_base: int = 0
+    hma: bool = False
+    constructor: str = ""
+    constructor_problem: str = ""
+    findings: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class ClassObservation:
     """A fresh process' view of a connector class.
 
@@ -73,6 +92,7 @@ class ClassObservation:
     """
 
     ended: str = ""
+    shape: ClassShape | None = None
     imported: Raised | None = None
     resolved: Raised | None = None
     registered: bool = False
@@ -115,12 +135,20 @@ class ClassObservation:
             values[name] = {key: _raised(value) for key, value in values.get(name, {}).items()}
         for name in ("worker", "scheduler", "worker_again", "scheduler_alone"):
             values[name] = _role(values.get(name))
+        values["shape"] = _shape(values.get("shape"))
         values["effects"] = tuple(values.get("effects", ()))
         return cls(**values)
 
 
 def _raised(data: Mapping[str, Any] | None) -> Raised | None:
     return None if data is None else Raised(**data)
+
+
+def _shape(data: Mapping[str, Any] | None) -> ClassShape | None:
+    if data is None:
+        return None
+    findings = tuple((str(rule), str(expected), str(observed)) for rule, expected, observed in data["findings"])
+    return ClassShape(**{**data, "overrides": tuple(data["overrides"]), "findings": findings})
 
 
 def _role(data: Mapping[str, Any] | None) -> RoleObservation | None:

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kvconform.checks import crossing, match, roles, transfer
+from kvconform.checks import (
+    asynchronous,
+    crossing,
+    events,
+    failures,
+    finish,
+    match,
+    metadata,
+    order,
+    roles,
+    saving,
+    shutdown,
+    stats,
+    transfer,
+    workers,
+)
 from kvconform.checks.model import Check, Finding
 from kvconform.engine.history import Audited, EngineRaised, History, HookCall, Leaked, NeverIdle, Tokens
 
 # Rules whose violation makes vLLM raise: such an exception is theirs, not a second defect.
-_EXPLAINING = (*match.CHECKS, *transfer.CHECKS, *crossing.CHECKS, *roles.CHECKS)
+_EXPLAINING = (
+    *match.CHECKS,
+    *transfer.CHECKS,
+    *crossing.CHECKS,
+    *roles.CHECKS,
+    *failures.CHECKS,
+    *asynchronous.CHECKS,
+    *finish.CHECKS,
+    *saving.CHECKS,
+    *shutdown.CHECKS,
+    *stats.CHECKS,
+    *events.CHECKS,
+    *order.CHECKS,
+    *metadata.CHECKS,
+    *workers.CHECKS,
+)
 
 
 def _explained(history: History, raised: EngineRaised) -> bool:
@@ -35,7 +65,10 @@ def _raised(history: History) -> Iterator[Finding]:
 
 
 def _stuck(history: History) -> Iterator[Finding]:
+    told = {id(finding.at) for check in asynchronous.CHECKS for finding in check.find(history)}
     for event in history.of(NeverIdle):
+        if id(event) in told:
+            continue
         waiting = (
             f"these requests never ended: {', '.join(event.unfinished)}"
             if event.unfinished

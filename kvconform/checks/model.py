@@ -45,6 +45,8 @@ class Examination:
     history: History
     findings: tuple[Finding, ...] = ()
     witnesses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    #: Capability -> how often it was seen at work.
+    capabilities: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:

@@ -13,6 +13,7 @@ from kvconform.engine.history import (
     History,
     HookCall,
     MetadataHeld,
+    ProgramAction,
     Role,
     RolesInspected,
     TransferParams,
@@ -52,9 +53,19 @@ def _answered(role: Role) -> Callable[[History], Mapping[str, int]]:
 
 
 def _scheduler_failures(history: History) -> Iterator[Finding]:
-    for call in history.calls(*BOTH_ROLES):
-        if call.role == "scheduler" and call.error is not None:
-            yield both_roles_finding(call)
+    # A second call of shutdown is another matter (SHUT-06).
+    second: set[int] = set()
+    for event in history.events:
+        if isinstance(event, ProgramAction) and event.action == "shutdown again":
+            second.add(event.engine)
+        elif (
+            isinstance(event, HookCall)
+            and event.hook in BOTH_ROLES
+            and event.role == "scheduler"
+            and event.error is not None
+            and event.engine not in second
+        ):
+            yield both_roles_finding(event)
 
 
 def both_roles_finding(call: HookCall) -> Finding:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvconform.checks.class_model import ClassObservation, Raised, RoleObservation
+from kvconform.checks.class_model import ClassObservation, ClassShape, Raised, RoleObservation
 from kvconform.checks.model import Finding
 from kvconform.engine.history import Event
 
@@ -104,6 +104,36 @@ LATER_KEYWORD = "added_by_a_later_release"
 # -- the class itself --------------------------------------------------------------------------------------------------
 
 
+def shape_of(cls: type[Any], base: type[Any], hma: bool) -> ClassShape:
+    """Everything that the class alone shows, as plain data: the class stays in the process that imported it."""
+    signature = _constructor_signature(cls)
+    problem = None if signature is None else _binding_error(signature, ("vllm_config", "role", "kv_cache_config"), ())
+    findings = (*abstract_methods(cls), *signatures(cls, base), *unbound_answers(cls))
+    names = dict.fromkeys([*(call.hook for call in ENGINE_CALLS), *CLASS_ANSWERS])
+    return ClassShape(
+        name=cls.__name__,
+        overrides=tuple(name for name in names if overridden(cls, base, name)),
+        abstract_in_base=len(base.__abstractmethods__),
+        hma=hma,
+        constructor="" if signature is None else f"{cls.__name__}{signature}",
+        constructor_problem=problem or "",
+        findings=tuple((finding.rule, finding.expected, finding.observed) for finding in findings),
+    )
+
+
+def of_class(seen: ClassObservation, rule: str) -> Iterator[Finding]:
+    """What the class alone shows about one rule."""
+    for found, expected, observed in () if seen.shape is None else seen.shape.findings:
+        if found == rule:
+            yield Finding(rule, expected, observed, BEFORE)
+
+
+def overridden_hooks(seen: ClassObservation) -> int:
+    """How many hooks that the engine calls the class defines itself or inherits from another class than the base."""
+    hooks = {call.hook for call in ENGINE_CALLS}
+    return 0 if seen.shape is None else len(hooks.intersection(seen.shape.overrides))
+
+
 def abstract_methods(cls: type[Any]) -> Iterator[Finding]:
     """SIG-06: methods of the base class that are still abstract."""
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
@@ -124,11 +154,6 @@ def signatures(cls: type[Any], base: type[Any]) -> Iterator[Finding]:
             problem = _problem(cls, base, call)
             if problem is not None:
                 yield Finding("SIG-07", f"vLLM calls {call}", f"{_declared(cls, call.hook)}: {problem}", BEFORE)
-
-
-def overrides(cls: type[Any], base: type[Any]) -> int:
-    """How many hooks the class defines itself or inherits from another class than ``base``."""
-    return sum(overridden(cls, base, call.hook) for call in ENGINE_CALLS)
 
 
 def overridden(cls: type[Any], base: type[Any], name: str) -> bool:
@@ -217,14 +242,15 @@ def _works_on_class(cls: type[Any], name: str) -> bool:
 # -- how it is built ---------------------------------------------------------------------------------------------------
 
 
-def constructor(cls: type[Any], seen: ClassObservation) -> Iterator[Finding]:
+def constructor(seen: ClassObservation) -> Iterator[Finding]:
     """SIG-01: three positional arguments, in this order."""
+    shape = seen.shape
+    if shape is None:
+        return
     expected = "the class can be called as cls(vllm_config, role, kv_cache_config)"
-    signature = _constructor_signature(cls)
-    problem = None if signature is None else _binding_error(signature, ("vllm_config", "role", "kv_cache_config"), ())
-    if problem is not None:
+    if shape.constructor_problem:
         vllm = seen.resolved or _first_failure(seen)
-        observed = f"{cls.__name__}{signature}: {problem}"
+        observed = f"{shape.constructor}: {shape.constructor_problem}"
         details = (f"vLLM's factory raises {vllm}",) if vllm is not None else ()
         yield Finding("SIG-01", expected, observed, BEFORE, details)
         return
@@ -232,7 +258,7 @@ def constructor(cls: type[Any], seen: ClassObservation) -> Iterator[Finding]:
         if role.raised is not None and role.by_keyword:
             observed = (
                 f"called by position for the {role.role} role it raises {role.raised}; "
-                f"with its arguments given by name it can be built: {cls.__name__}{signature}"
+                f"with its arguments given by name it can be built: {shape.constructor}"
             )
             yield Finding("SIG-01", expected, observed, BEFORE)
             return

@@ -107,7 +107,7 @@ def _stray(history: History, rule: str) -> Iterator[Finding]:
     for write in history.of(Stray):
         shared = len(write.owners) > 0
         key = (write.engine, write.step, write.block)
-        if (rule == "ALLOC-02") != shared or key in seen:
+        if write.held or (rule == "ALLOC-02") != shared or key in seen:
             continue
         seen.add(key)
         yield Finding(

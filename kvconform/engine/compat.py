@@ -88,6 +88,13 @@ def deliver_handshake(scheduler_connector: Any, per_worker: list[dict[tuple[int,
     scheduler_connector.set_xfer_handshake_metadata_pp_aware(content)
 
 
+def inherits(connector: Any, hook: str) -> bool:
+    """Whether the class leaves ``hook`` to vLLM's base class."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+    return getattr(type(connector), hook, None) is getattr(KVConnectorBase_V1, hook, None)
+
+
 def v2_pre_forward(
     active: Any, output: SchedulerOutput, input_batch: Any, attn_metadata: Mapping[str, Any] | None
 ) -> None:

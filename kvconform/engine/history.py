@@ -23,7 +23,10 @@ class Event:
 
 @dataclass(frozen=True)
 class HookCall(Event):
-    """The engine called a hook. ``error`` is "Type: message" if it raised, ``where`` the raising line."""
+    """The engine called a hook. ``error`` is "Type: message" if it raised, ``where`` the raising line.
+
+    ``rank`` is the worker's; each worker of a step is called in turn.
+    """
 
     role: Role
     hook: str
@@ -31,6 +34,39 @@ class HookCall(Event):
     result: Any = None
     error: str | None = None
     where: str | None = None
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class EngineStarted(Event):
+    """An engine is up: tokens per block of each KV cache group, and what it does when a load fails."""
+
+    block_sizes: tuple[int, ...]
+    load_failure_policy: str
+
+
+@dataclass(frozen=True)
+class CacheReset(Event):
+    """The local prefix cache was reset, or could not be; ``idle`` tells that no request was left.
+
+    ``connector`` tells that the connector was asked as well; one that ``inherits`` the base class's reset_cache keeps
+    what it has.
+    """
+
+    succeeded: bool
+    idle: bool
+    running: bool = False
+    connector: bool = False
+    inherits: bool = False
+
+
+@dataclass(frozen=True)
+class StoreBroken(Event):
+    """The scenario broke stored data, or made writes fail, or mended that; ``files`` is how many there were."""
+
+    kind: Literal["data", "writes", "mended"]
+    what: str
+    files: int
 
 
 @dataclass(frozen=True)
@@ -72,11 +108,15 @@ class WrongBytes(Event):
     external: bool
     observed: tuple[str, ...]
     reported_failed: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True)
 class Stray(Event):
-    """The connector wrote where it must not: ``block`` -1 is the guard behind the last view, 0 the null block."""
+    """The connector wrote where it must not: ``block`` -1 is the guard behind the last view, 0 the null block.
+
+    ``held`` tells that the block belongs only to requests that have finished and whose blocks are held.
+    """
 
     phase: str
     layer: str
@@ -84,6 +124,22 @@ class Stray(Event):
     slots: tuple[int, ...]
     owners: tuple[str, ...]
     observed: tuple[str, ...]
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class Arrived(Event):
+    """An asynchronous load was reported as complete; its slots were compared with the oracle at once.
+
+    ``wrong`` slots of ``layer``, the first one with any, were not there; ``blocks`` are those of the load there.
+    """
+
+    request: str
+    tokens: int
+    layer: str = ""
+    wrong: int = 0
+    blocks: tuple[int, ...] = ()
+    reported_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +167,49 @@ class EngineRaised(Event):
     error: str
     where: str
     cause_hook: str | None = None
+
+
+@dataclass(frozen=True)
+class ForwardFailed(Event):
+    """The scenario made a forward raise, which ends an engine; no fault of the connector."""
+
+
+@dataclass(frozen=True)
+class Unsimulated(Event):
+    """The connector asked for ``what``, which the kit can't give it; this engine shows nothing more."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class ReportsMerged(Event):
+    """Copies of two workers' metadata were aggregated in both orders; ``problem`` is what was wrong with that."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ReportTested(Event):
+    """A worker's statistics, events or metadata were tested for truth; ``lost`` is what a false one carries."""
+
+    what: str
+    rank: int
+    lost: str = ""
+
+
+@dataclass(frozen=True)
+class MetadataBound(Event):
+    """What has_connector_metadata answered right after ``hook``, which binds or clears metadata."""
+
+    hook: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class BlockStateKept(Event):
+    """kv_connector_block_state was alive after build_connector_meta had returned and the scheduler had dropped it."""
+
+    where: str
 
 
 @dataclass(frozen=True)
@@ -184,6 +283,34 @@ class RolesInspected(Event):
     """Both instances of an idle engine were searched for objects of the other side: where there were any."""
 
     found: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StatisticsTaken(Event):
+    """A role handed out statistics, with something in them if ``filled``; copies were merged, reduced and reset.
+
+    ``problems`` are (rule, expected, observed).
+    """
+
+    role: Role
+    filled: bool
+    problems: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class StatisticsRead(Event):
+    """A payload of statistics was put through msgpack, rebuilt by the class, merged and logged, as in the front-end."""
+
+    problems: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class EventsPublished(Event):
+    """The scheduler published a batch of KV cache events: blocks said to be stored and removed, and what is wrong."""
+
+    stored: int
+    removed: int
+    problems: tuple[tuple[str, str, str], ...] = ()
 
 
 E = TypeVar("E", bound=Event)

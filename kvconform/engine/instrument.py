@@ -99,14 +99,14 @@ class Recorder:
         self.after: dict[str, Callable[..., None]] = {}
         self.watch: HookWatch | None = None
 
-    def attach(self, connector: Any, role: Role) -> None:
+    def attach(self, connector: Any, role: Role, rank: int = 0) -> None:
         """Shadow every hook that the instance has."""
         for hook in SCHEDULER_HOOKS if role == "scheduler" else WORKER_HOOKS:
             original = getattr(connector, hook, None)
             if callable(original):
-                setattr(connector, hook, self._recording(original, hook, role))
+                setattr(connector, hook, self._recording(original, hook, role, rank))
 
-    def _recording(self, original: Callable[..., Any], hook: str, role: Role) -> Callable[..., Any]:
+    def _recording(self, original: Callable[..., Any], hook: str, role: Role, rank: int) -> Callable[..., Any]:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             # Essentials are taken before the call: the engine's arguments are live objects.
             essentials = describe_arguments(hook, args, kwargs)
@@ -123,9 +123,9 @@ class Recorder:
                 if self.raised.error is not error:
                     self.raised.hook, self.raised.error = hook, error
                 text, where = describe_error(error)
-                self.history.add(HookCall(engine, step, role, hook, essentials, None, text, where))
+                self.history.add(HookCall(engine, step, role, hook, essentials, None, text, where, rank))
                 raise
-            self.history.add(HookCall(engine, step, role, hook, essentials, describe_result(hook, result)))
+            self.history.add(HookCall(engine, step, role, hook, essentials, describe_result(hook, result), rank=rank))
             if watch is not None:
                 watch.leave(role, hook, args, result)
             if hook in self.after:
@@ -183,7 +183,28 @@ def describe_arguments(hook: str, args: tuple[Any, ...], kwargs: dict[str, Any])
         return {"ranks": sorted(map(str, args[0]))}
     if hook == "register_kv_caches":
         return {"layers": sorted(args[0])}
+    if hook == "build_connector_meta":
+        return _step(args[0])
+    if hook == "update_connector_output":
+        return {
+            "finished_sending": sorted(args[0].finished_sending or ()),
+            "finished_recving": sorted(args[0].finished_recving or ()),
+            "invalid_block_ids": sorted(args[0].invalid_block_ids),
+        }
     return {}
+
+
+def _step(output: Any) -> dict[str, Any]:
+    """A SchedulerOutput: its requests, and those of the running ones that get no new block (``new_block_ids`` None)."""
+    cached = output.scheduled_cached_reqs
+    return {
+        "scheduled": dict(output.num_scheduled_tokens),
+        "new": {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs},
+        "resumed": sorted(cached.resumed_req_ids),
+        "no_new_blocks": [r for r, ids in zip(cached.req_ids, cached.new_block_ids, strict=True) if ids is None],
+        "preempted": sorted(output.preempted_req_ids or ()),
+        "finished": sorted(output.finished_req_ids),
+    }
 
 
 def _groups(block_ids: Any) -> Any:

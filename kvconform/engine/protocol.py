@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kvconform.engine.history import History
 from kvconform.scenario.program import RequestSpec
@@ -32,14 +32,20 @@ class Engine(Protocol):
     def begin_step(self) -> bool:
         """The first half of :meth:`step`, scheduling, if there is work; whether there was."""
 
-    def finish_step(self) -> None:
-        """The other half of a step that :meth:`begin_step` began: execution, and taking its results."""
+    def finish_step(self, aborts: tuple[str, ...] = ()) -> None:
+        """The other half of a step that :meth:`begin_step` began: execution, aborts, and taking its results."""
+
+    def fail_forward(self, layers: int) -> None:
+        """The next forward raises once so many layers are computed."""
 
     def drain(self) -> None:
         """Step until idle; what is still unfinished at the limit is recorded as NeverIdle."""
 
     def reset_prefix_cache(self, *, running: bool = False, connector: bool = False) -> bool:
         """vLLM's reset_prefix_cache; whether it succeeded."""
+
+    def pause(self, what: Literal["new", "all"] | None) -> None:
+        """Admit no new request, schedule nothing at all, or go on as usual."""
 
     def dummy_run(self) -> None:
         """A forward without the connector: the worker takes it out of its process-wide slot and puts it back."""
@@ -52,3 +58,6 @@ class Engine(Protocol):
 
     def shutdown(self) -> None:
         """Worker role first, then scheduler role, as EngineCore.shutdown does."""
+
+    def shutdown_again(self) -> None:
+        """Call shutdown of both connectors a second time, as error paths and finalisers may."""

@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> None:
         request = json.loads(order)
         if request["order"] == "preload":
             answer = _preload(request)
+        elif request["order"] == "prepare":
+            answer = _prepare(request)
         elif request["order"] == "start":
             answer = {"pid": _fork(control, descriptors[0], request, stacks)}
         else:
@@ -46,8 +48,19 @@ def main(arguments: list[str]) -> None:
 
 
 def _preload(request: dict[str, Any]) -> dict[str, Any]:
-    """Import what every engine needs; nothing of the connector's."""
+    """Import the class that every connector derives from; what is wrong with vLLM is said by whoever needs it."""
     sys.path[:] = request["sys_path"]
+    from kvconform.api import set_up
+
+    set_up(request["device"])
+    with contextlib.suppress(Exception):
+        import vllm.distributed.kv_transfer.kv_connector.factory
+        import vllm.distributed.kv_transfer.kv_connector.v1.base  # noqa: F401
+    return {"ready": True}
+
+
+def _prepare(request: dict[str, Any]) -> dict[str, Any]:
+    """Import what every engine needs; nothing of the connector's."""
     from kvconform.api import prepare
 
     try:
@@ -97,13 +110,19 @@ def _reap(pid: int) -> int | None:
 
 def _serve(pipe: Connection, setup: dict[str, Any]) -> None:
     """Load the connector and answer until the other end is closed."""
+    if "load" in setup:
+        pipe.send_bytes(to_bytes(_load(setup["load"])))
+        return
     if "observe" in setup:
         pipe.send_bytes(to_bytes({"observation": _observe(setup)}))
         return
     try:
-        conformance = _conformance(setup)
+        conformance, measuring = _conformance(setup)
     except UsageError as error:
         pipe.send_bytes(to_bytes({"usage": str(error)}))
+        return
+    if "leftovers" in setup:
+        pipe.send_bytes(to_bytes(_leftovers(conformance, setup["leftovers"])))
         return
     pipe.send_bytes(to_bytes({"ready": True}))
     while True:
@@ -111,7 +130,27 @@ def _serve(pipe: Connection, setup: dict[str, Any]) -> None:
             request = from_bytes(pipe.recv_bytes())
         except (EOFError, OSError):
             return
-        pipe.send_bytes(to_bytes(_answer(conformance, request)))
+        if measuring is not None:
+            measuring.enter(request["context"])
+        answer = _answer(conformance, request)
+        if measuring is not None:
+            measuring.save()
+        pipe.send_bytes(to_bytes(answer))
+
+
+def _load(target: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _target(target).load()
+    except UsageError as error:
+        return {"usage": str(error)}
+    return {"ready": True}
+
+
+def _target(fields: dict[str, Any]) -> Any:
+    from kvconform.target import Target
+
+    search_path = fields["search_path"]
+    return Target(**{**fields, "search_path": None if search_path is None else Path(search_path)})
 
 
 def _observe(setup: dict[str, Any]) -> dict[str, Any]:
@@ -125,19 +164,31 @@ def _observe(setup: dict[str, Any]) -> dict[str, Any]:
     return observe(spec, setup["device"], scheduler_only=setup["scheduler_only"]).to_dict()
 
 
-def _conformance(setup: dict[str, Any]) -> Any:
+def _conformance(setup: dict[str, Any]) -> tuple[Any, Any]:
+    """The connector ready to be tried, and what measures its lines or None."""
+    from kvconform import coverage_child
     from kvconform.config import RunConfig
     from kvconform.conformance import Conformance
     from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
-    from kvconform.target import Target
 
-    search_path = setup["target"].pop("search_path")
-    target = Target(**setup["target"], search_path=None if search_path is None else Path(search_path))
+    target = _target(setup["target"])
     config = RunConfig(**{**setup["config"], "capabilities": tuple(setup["config"]["capabilities"])})
     # What the first engine would do anyway counts as start-up, not against the first scenario's time limit.
     ensure_parallel_state()
-    target.load()
-    return Conformance(target, config)
+    measuring = coverage_child.start(target)
+    connector = target.load()
+    if measuring is not None:
+        measuring.loaded(connector)
+    return Conformance(target, config), measuring
+
+
+def _leftovers(conformance: Any, program: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from kvconform.isolation.leftovers import leftovers
+
+    played = load_program(program)
+    return {"leftovers": [asdict(left) for left in leftovers(lambda: conformance.play(played))]}
 
 
 def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def dump_examination(examination: Examination) -> dict[str, Any]:
             {**_converter().unstructure(finding), "at": index[id(finding.at)]} for finding in examination.findings
         ],
         "witnesses": {rule: dict(seen) for rule, seen in examination.witnesses.items()},
+        "capabilities": dict(examination.capabilities),
     }
 
 
@@ -103,7 +104,7 @@ def load_examination(data: Any) -> Examination:
                 finding.symptom,
             )
         )
-    return Examination(history, tuple(findings), data["witnesses"])
+    return Examination(history, tuple(findings), data["witnesses"], data["capabilities"])
 
 
 def _structure(data: Any, kind: type[T], what: str) -> T:

@@ -39,15 +39,25 @@ class Nursery:
         self._control: socket.socket | None = None
         self._output: collections.deque[bytes] = collections.deque(maxlen=_OUTPUT_KEPT)
         self._stacks = Path()
+        self._prepared = False
 
     def start(self, setup: dict[str, Any]) -> tuple[int, Connection]:
         """Fork a process for a connector: its id, and the connection on which it will say that it is ready.
+
+        A process that only loads a connector (``setup`` has the key "load") needs no engine, so it is forked before
+        vLLM's scheduler and workers are imported.
 
         Raises:
             UsageError: vLLM cannot be used here.
         """
         if self._process is None or self._process.poll() is not None:
             self._launch()
+        if "load" not in setup and not self._prepared:
+            answer = self._order({"order": "prepare", "device": self._device})
+            if "usage" in answer:
+                self.close()
+                raise UsageError(answer["usage"])
+            self._prepared = True
         ours, theirs = socket.socketpair()
         with theirs:
             answer = self._order({"order": "start", **setup}, [theirs.fileno()])
@@ -114,10 +124,8 @@ class Nursery:
             target=_drain, args=(self._process.stdout, self._output), daemon=True, name="kvconform-output"
         )
         reader.start()
-        answer = self._order({"order": "preload", "device": self._device, "sys_path": _search_path()})
-        if "usage" in answer:
-            self.close()
-            raise UsageError(answer["usage"])
+        self._prepared = False
+        self._order({"order": "preload", "device": self._device, "sys_path": _search_path()})
 
     def _order(self, message: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
         control = self._control

@@ -13,6 +13,7 @@ from kvconform.checks.model import Examination
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
 from kvconform.isolation.codec import dump_program, from_bytes, load_examination, to_bytes
+from kvconform.isolation.leftovers import Leftover
 from kvconform.isolation.nursery import START_LIMIT, Nursery
 from kvconform.scenario.exploration import Refused
 from kvconform.scenario.program import Program
@@ -22,6 +23,9 @@ from kvconform.target import Target
 class HungError(Exception):
     """A scenario did not end within its time limit; ``stacks`` are those of all threads of the connector's process."""
 
+    #: What was being played, if anything.
+    program: Program | None = None
+
     def __init__(self, limit: float, stacks: str) -> None:
         super().__init__(f"no answer within {limit:g} s")
         self.limit = limit
@@ -30,6 +34,9 @@ class HungError(Exception):
 
 class CrashedError(Exception):
     """The connector's process ended; ``how`` says with what, ``output`` is the end of what it printed."""
+
+    #: What was being played, if anything.
+    program: Program | None = None
 
     def __init__(self, how: str, output: str) -> None:
         super().__init__(how)
@@ -56,6 +63,32 @@ class Room:
         self.nursery = nursery
         self._pid = 0
         self._pipe: Connection | None = None
+        #: The chapter that scenarios are played for, where lines are measured.
+        self.context = ""
+
+    def load(self) -> None:
+        """Load the connector once in a process that ends then, so that nothing it does reaches anybody else.
+
+        Raises:
+            UsageError: the target cannot be used; its import hangs or ends the process.
+        """
+        self._pid, self._pipe = self.nursery.start({"load": plain_target(self.target)})
+        try:
+            answer = self._receive(self.config.timeout)
+        except HungError as error:
+            raise UsageError(
+                f"{self.target.spec}: importing it did not end within {error.limit:g} s; it has to be importable by "
+                f"processes that never use it. Stacks of all its threads:\n{error.stacks.strip()}"
+            ) from None
+        except CrashedError as error:
+            raise UsageError(
+                f"{self.target.spec}: the process that imported it {error.how}; it has to be importable by processes "
+                f"that never use it. The last that it printed:\n{error.output.strip() or '(nothing)'}"
+            ) from None
+        finally:
+            self.close()
+        if "usage" in answer:
+            raise UsageError(answer["usage"])
 
     def enter(self) -> None:
         """Start the process and load the connector in it, if that has not been done.
@@ -83,13 +116,35 @@ class Room:
         self.enter()
         assert self._pipe is not None
         with contextlib.suppress(OSError):  # a process that is gone is noticed while receiving
-            self._pipe.send_bytes(to_bytes({"program": dump_program(program)}))
-        answer = self._receive(self.config.timeout)
+            self._pipe.send_bytes(to_bytes({"program": dump_program(program), "context": self.context}))
+        try:
+            answer = self._receive(self.config.timeout)
+        except (HungError, CrashedError) as error:
+            error.program = program
+            raise
         if "examination" in answer:
             return load_examination(answer["examination"])
         if "refused" in answer:
             raise Refused(answer["refused"])
         raise KitError(answer.get("kit_error", f"unexpected answer {answer!r}"))
+
+    def leftovers(self, program: Program) -> tuple[Leftover, ...]:
+        """What every round of ``program`` leaves behind in its process after shutdown; a process of its own.
+
+        Raises:
+            UsageError: the target cannot be used there.
+            HungError, CrashedError: it did not end, or ended the process.
+        """
+        self.close()
+        self._pid, self._pipe = self.nursery.start({**self._setup(), "leftovers": dump_program(program)})
+        try:
+            answer = self._receive(START_LIMIT)
+        finally:
+            self.close()
+        if "usage" in answer:
+            raise UsageError(answer["usage"])
+        found = answer["leftovers"]
+        return tuple(Leftover(left["kind"], left["per_round"], tuple(left["examples"])) for left in found)
 
     def close(self) -> None:
         """End the process."""
@@ -121,8 +176,10 @@ class Room:
         return "closed its connection to the kit and lived on"
 
     def _setup(self) -> dict[str, Any]:
-        target = {**asdict(self.target), "search_path": None}
-        if self.target.search_path is not None:
-            target["search_path"] = str(self.target.search_path)
         config = {k: v for k, v in asdict(self.config).items() if k not in ("explicit", "connector_directory")}
-        return {"target": target, "config": config}
+        return {"target": plain_target(self.target), "config": config}
+
+
+def plain_target(target: Target) -> dict[str, Any]:
+    """A target as plain data."""
+    return {**asdict(target), "search_path": None if target.search_path is None else str(target.search_path)}

@@ -18,6 +18,7 @@ from kvconform.kvcache.oracle import PageContent, expand, poison_seeds
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+_RANKS = 1 << 20
 _GUARD = -1
 _PADDING = -2
 
@@ -66,13 +67,20 @@ class KVMemory:
         config: the worker's KVCacheConfig of these views.
         engine: a number that tells this engine's poison from another's.
         guard_bytes: how many bytes behind the last view belong to nobody.
+        rank: of the worker; what it computes differs from what another rank computes, and so does its poison.
     """
 
     def __init__(
-        self, views: dict[str, torch.Tensor], config: KVCacheConfig, engine: int = 0, guard_bytes: int = 0
+        self,
+        views: dict[str, torch.Tensor],
+        config: KVCacheConfig,
+        engine: int = 0,
+        guard_bytes: int = 0,
+        rank: int = 0,
     ) -> None:
         self.views = views
-        self.engine = engine
+        self.engine = engine + _RANKS * rank
+        self.rank = rank
         self.num_blocks = config.num_blocks
         self.layers: dict[str, LayerMemory] = {}
         for group_id, group in enumerate(config.kv_cache_groups):

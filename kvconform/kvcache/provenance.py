@@ -170,14 +170,14 @@ def span(first: int, last: int, word: str = "token") -> str:
     return f"{word} {first}" if first == last else f"{word}s {first}-{last}"
 
 
-def describe(positions: Sequence[int], origins: Sequence[Origin], layer: str) -> tuple[str, ...]:
-    """One sentence per run of slots whose bytes come from neighbouring places."""
+def describe(positions: Sequence[int], origins: Sequence[Origin], layer: str, rank: int = 0) -> tuple[str, ...]:
+    """One sentence per run of slots of ``layer`` on ``rank`` whose bytes come from neighbouring places."""
     sentences: list[str] = []
     start = 0
     for end in range(1, len(positions) + 1):
         if end < len(positions) and _continues(positions, origins, end):
             continue
-        sentences.append(_sentence(positions[start], positions[end - 1], origins[start], origins[end - 1], layer))
+        sentences.append(_sentence(positions[start], positions[end - 1], origins[start], origins[end - 1], layer, rank))
         start = end
     return tuple(sentences)
 
@@ -195,7 +195,7 @@ def _continues(positions: Sequence[int], origins: Sequence[Origin], end: int) ->
     return (before.kind, before.detail) == (after.kind, after.detail)
 
 
-def _sentence(first: int, last: int, origin: Origin, final: Origin, layer: str) -> str:
+def _sentence(first: int, last: int, origin: Origin, final: Origin, layer: str, rank: int) -> str:
     where = span(first, last)
     verb = "holds" if first == last else "hold"
     if origin.kind == "zero":
@@ -212,7 +212,7 @@ def _sentence(first: int, last: int, origin: Origin, final: Origin, layer: str) 
     notes = []
     if origin.layer != layer:
         notes.append(f"of layer {origin.layer}")
-    if origin.rank:
+    if origin.rank != rank:
         notes.append(f"of rank {origin.rank}")
     if origin.detail:
         notes.append(f"with {origin.detail}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
-from kvconform.report.document import BAD, VERDICTS, Document
+from kvconform.report.document import BAD, FLAKY, KNOWN, VERDICTS, Document
 
 LABEL = "kvconform"
 #: shields.io's names, and the same colours as values.
@@ -50,12 +50,16 @@ def badge(document: Document) -> Badge:
         return Badge(f"not tested{partial}", "red")
     if any(target.not_set_up for target in document.targets):
         return Badge(f"not set up{partial}", "red")
-    shown = [f"{counts[verdict]} {verdict}" for verdict in ("pass", "warn", "inconclusive") if counts.get(verdict)]
+    shown = [
+        f"{counts[verdict]} {verdict}"
+        for verdict in ("pass", KNOWN, FLAKY, "warn", "inconclusive")
+        if counts.get(verdict)
+    ]
     return Badge((", ".join(shown) or "nothing shown") + partial, _good_colour(counts, bool(partial)))
 
 
 def _good_colour(counts: Mapping[str, int], partial: bool) -> str:
-    if counts.get("warn"):
+    if counts.get("warn") or counts.get(KNOWN) or counts.get(FLAKY):
         return "yellow"
     if not counts.get("pass"):
         return "lightgrey"

@@ -5,18 +5,25 @@ The outcome does not depend on the order in which tests ran, so a run under xdis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import kvconform
+from kvconform.baseline import Baseline, Entry
+from kvconform.capabilities import Capability
+from kvconform.coverage_report import CoverageEntry
 from kvconform.report.document import (
+    FLAKY,
+    KNOWN,
     NOT_RUN,
     UNCHECKED,
+    BaselineUse,
     ChapterInfo,
     Distribution,
     Document,
     Environment,
+    Excuse,
     Kit,
     Options,
     PartialReason,
@@ -26,6 +33,7 @@ from kvconform.report.document import (
     TargetEntry,
     TestCounts,
     Unusable,
+    level_of,
     plural,
 )
 from kvconform.report.masking import Masker
@@ -66,6 +74,8 @@ class TargetFacts:
     preset: str | None
     distribution: Distribution | None
     options: Options
+    capabilities: tuple[Capability, ...] = ()
+    coverage: CoverageEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class RunFacts:
     skip_reasons: tuple[str, ...] = ()
     #: Files that could not be collected.
     broken_files: tuple[str, ...] = ()
+    #: What excuses verdicts.
+    baseline: Baseline = field(default_factory=Baseline)
     #: Texts that must not appear.
     secrets: frozenset[str] = field(default_factory=frozenset)
 
@@ -141,6 +153,7 @@ class _Builder:
                 tests=self._counts(),
                 partial=bool(reasons),
                 partial_reasons=reasons,
+                baseline=self._baseline(),
             ),
             unusable=tuple(Unusable(t, self._clean(s)) for t, s in sorted(self._facts.unusable.items())),
             chapters=tuple(ChapterInfo(c.id, c.title) for c in self._catalogue.chapters if c.id in chapters),
@@ -153,13 +166,17 @@ class _Builder:
 
     def _target(self, target: TargetFacts) -> TargetEntry:
         expected = [rule.id for rule in self._expected]
+        entries = tuple(self._entry(target.id, rule) for rule in expected)
         return TargetEntry(
             id=target.id,
             preset=target.preset,
             distribution=target.distribution,
             options=target.options,
-            rules=tuple(self._entry(target.id, rule) for rule in expected),
+            rules=entries,
             other_rules=tuple(self._entry(target.id, rule) for rule in self._rules_seen(target.id, expected)),
+            capabilities=target.capabilities,
+            level=level_of(entries, {rule.id: rule.capability for rule in self._catalogue}, target.capabilities),
+            coverage=target.coverage,
         )
 
     def _rules_seen(self, target: str, besides: Iterable[str]) -> list[str]:
@@ -181,10 +198,11 @@ class _Builder:
             kind, reason = self._silence(target, rule, named)
             return RuleEntry(rule, level, kind, reason, {}, (), 0, (), tuple(missing), 0.0)
         messages = list(dict.fromkeys(map(self._clean, verdict.messages)))
+        excuse = self._facts.baseline.excuse(target, rule, verdict.verdict)
         return RuleEntry(
             id=rule,
             level=level,
-            verdict=verdict.verdict.value,
+            verdict=verdict.verdict.value if excuse is None else excuse.kind,
             reason="",
             witnesses=dict(sorted((what, count) for what, count in verdict.witnesses.items() if count)),
             messages=tuple(messages[:MAX_MESSAGES]),
@@ -192,6 +210,9 @@ class _Builder:
             tests=tuple(tests),
             missing_tests=tuple(missing),
             duration=round(sum(self._durations.get(nodeid, 0.0) for nodeid in tests), 3),
+            baseline=None
+            if excuse is None
+            else Excuse(verdict.verdict.value, self._clean(excuse.reason), self._clean(excuse.link)),
         )
 
     def _silence(self, target: str, rule: str, named: list[SeenTest]) -> tuple[str, str]:
@@ -215,6 +236,18 @@ class _Builder:
         return any(rule in rules for rules in self._facts.shipped.values())
 
     # -- the run ---------------------------------------------------------------------------------------------------
+
+    def _baseline(self) -> BaselineUse | None:
+        baseline = self._facts.baseline
+        if not baseline.file:
+            return None
+        named = {rule for test in self._facts.tests for rule in test.rules}
+        problems = baseline.problems(
+            {pair: verdict.verdict for pair, verdict in self._verdicts.items()},
+            [target.id for target in self._facts.targets],
+            {rule.id for rule in self._catalogue} | named,
+        )
+        return BaselineUse(self._clean(baseline.file), tuple(map(self._clean, problems)))
 
     def _counts(self) -> TestCounts:
         states = [test.state for test in self._facts.tests]
@@ -255,6 +288,18 @@ class _Builder:
             were = "was" if counts.skipped == 1 else "were"
             why = f": {'; '.join(sorted(set(facts.skip_reasons))[:3])}" if facts.skip_reasons else ""
             yield self._reason("skipped", f"{plural(counts.skipped, 'test')} {were} skipped{why}")
+
+        for kind, what in ((KNOWN, "a known failure"), (FLAKY, "flaky")):
+            rules = sorted({rule for rule, excuse in self._excused() if excuse.kind == kind})
+            if rules:
+                called = f"{facts.baseline.file} calls {plural(len(rules), 'rule')} {what}"
+                yield self._reason(kind, f"{called}: {', '.join(rules)}")
+
+    def _excused(self) -> Iterator[tuple[str, Entry]]:
+        for (target, rule), verdict in self._verdicts.items():
+            excuse = self._facts.baseline.excuse(target, rule, verdict.verdict)
+            if excuse is not None:
+                yield rule, excuse
 
     def _reason(self, kind: str, sentence: str) -> PartialReason:
         return PartialReason(kind, self._clean(sentence))

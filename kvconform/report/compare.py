@@ -19,6 +19,9 @@ _RANK = {
     "not applicable": 1,
     "warn": 2,
     "kit error": 3,
+    # Excused or not, the rule is not known to be kept.
+    "known failure": 3,
+    "flaky": 3,
     "timeout": 3,
     "crash": 3,
     "fail": 3,
@@ -139,6 +142,8 @@ def _notes(before: Document, after: Document) -> Iterator[str]:
     ):
         if a != b:
             yield f"{name} differs: {a or 'not installed'} before, {b or 'not installed'} after."
+    if (before.run.baseline is None) != (after.run.baseline is None):
+        yield f"Only the run {'before' if before.run.baseline is not None else 'after'} had a baseline."
     if before.kit.rules_digest != after.kit.rules_digest:
         yield "The rules differ, so a verdict may have changed without the connector."
     old = {target.id: target for target in before.targets}

@@ -6,10 +6,14 @@ Field names are the keys of the JSON form, see ``report.schema.json``. Nothing h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvconform.baseline import KINDS
+from kvconform.capabilities import Capability
+from kvconform.coverage_report import CoverageEntry
+from kvconform.report.levels import NOTHING_EARNED, Judged, Level, assess
 from kvconform.verdicts import NOT_SET_UP, PRECEDENCE, Verdict
 
 FORMAT = "kvconform-report"
@@ -20,8 +24,19 @@ UNCHECKED = "unchecked"
 #: Tests check the rule, and none of them ran.
 NOT_RUN = "not run"
 
+#: A verdict that the baseline excuses; the entry's ``baseline`` has the verdict itself.
+KNOWN, FLAKY = KINDS
+
+_BEFORE_WARN = PRECEDENCE.index(Verdict.WARN)
 #: Every verdict of a report, the most alarming first.
-VERDICTS: tuple[str, ...] = (*(verdict.value for verdict in PRECEDENCE), NOT_RUN, UNCHECKED)
+VERDICTS: tuple[str, ...] = (
+    *(verdict.value for verdict in PRECEDENCE[:_BEFORE_WARN]),
+    KNOWN,
+    FLAKY,
+    *(verdict.value for verdict in PRECEDENCE[_BEFORE_WARN:]),
+    NOT_RUN,
+    UNCHECKED,
+)
 BAD: frozenset[str] = frozenset(verdict.value for verdict in Verdict if verdict.is_bad)
 #: Verdicts that come from a test, as opposed to the two that say that there was none.
 JUDGED: frozenset[str] = frozenset(verdict.value for verdict in Verdict)
@@ -67,6 +82,16 @@ class TestCounts:
 
 
 @dataclass(frozen=True)
+class BaselineUse:
+    """The baseline of a run."""
+
+    #: As it was given.
+    file: str
+    #: Entries that do not fit the run; they fail it.
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """One pytest session."""
 
@@ -80,6 +105,8 @@ class Run:
     tests: TestCounts
     partial: bool
     partial_reasons: tuple[PartialReason, ...]
+    #: None for a run without one.
+    baseline: BaselineUse | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,15 @@ class RuleInfo:
 
 
 @dataclass(frozen=True)
+class Excuse:
+    """What the baseline says about a rule, and the verdict that it excuses."""
+
+    verdict: str
+    reason: str
+    link: str
+
+
+@dataclass(frozen=True)
 class RuleEntry:
     """One rule with its verdict."""
 
@@ -135,6 +171,8 @@ class RuleEntry:
     missing_tests: tuple[str, ...]
     #: Seconds that ``tests`` took; a test that checks several rules counts for each of them.
     duration: float
+    #: For "known failure" and "flaky"; otherwise None.
+    baseline: Excuse | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +213,12 @@ class TargetEntry:
     rules: tuple[RuleEntry, ...]
     #: Verdicts on other rules: of another release, or a vendor's own.
     other_rules: tuple[RuleEntry, ...]
+    #: What the connector declares, has the hooks for, and was seen to do.
+    capabilities: tuple[Capability, ...] = ()
+    #: What it has earned over all rules that the release requires, see :func:`level_of`.
+    level: Level = NOTHING_EARNED
+    #: What was measured of the connector's lines; None where nothing was.
+    coverage: CoverageEntry | None = None
 
     @property
     def entries(self) -> tuple[RuleEntry, ...]:
@@ -190,6 +234,22 @@ class TargetEntry:
     def counts(self) -> dict[str, int]:
         """How many rules have each verdict, in the order of :data:`VERDICTS`; without zeros."""
         return count_verdicts(self.entries)
+
+
+def level_of(rules: Iterable[RuleEntry], capability_of: Mapping[str, str], shown: tuple[Capability, ...]) -> Level:
+    """The level that follows from a target's entries: every rule that some test of the suites checks is required.
+
+    Args:
+        rules: of the vLLM release, see :attr:`TargetEntry.rules`.
+        capability_of: rule id -> capability, of the catalogue.
+        shown: see :attr:`TargetEntry.capabilities`.
+    """
+    required = [
+        Judged(entry.id, entry.level or "MUST", capability_of.get(entry.id, "base"), entry.verdict)
+        for entry in rules
+        if entry.verdict != UNCHECKED
+    ]
+    return assess(required, shown)
 
 
 @dataclass(frozen=True)
@@ -229,9 +289,13 @@ def headline(counts: Mapping[str, int]) -> str:
     """One sentence on verdict counts, the bad news first, e.g. ``"2 rules broken (fail)"``."""
     bad = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in BAD and counts.get(verdict)]
     passed, warned = counts.get("pass", 0), counts.get("warn", 0)
+    known, flaky = counts.get(KNOWN, 0), counts.get(FLAKY, 0)
+    mild = [plural(known, KNOWN)] * bool(known) + [f"{flaky} {FLAKY}"] * bool(flaky)
+    mild += [plural(warned, "warning")] * bool(warned)
     if bad:
-        return f"{', '.join(bad)}; {plural(passed, 'rule')} kept"
-    if not passed and not warned:
+        excused = [f"; {', '.join(mild[: bool(known) + bool(flaky)])}"] * bool(known or flaky)
+        return "".join([f"{', '.join(bad)}; {plural(passed, 'rule')} kept", *excused])
+    if not passed and not mild:
         return "Nothing was shown: no rule passed, none was broken"
-    kept = f"{plural(passed, 'rule')} kept, none broken"
-    return f"{kept}; {plural(warned, 'warning')}" if warned else kept
+    kept = f"{plural(passed, 'rule')} kept" + (", none broken" if not known else "")
+    return "; ".join([kept, ", ".join(mild)]) if mild else kept

@@ -18,10 +18,12 @@ from kvconform.engine.history import (
     WrongBytes,
 )
 from kvconform.isolation.room import CrashedError, HungError
-from kvconform.rules import load_catalogue
+from kvconform.rules import load_catalogue, rule_section
 from kvconform.scenario.program import Program
 
 WIDTH = 118
+#: Command lines that show a failure again.
+Commands = str | Sequence[str]
 TRACE_LINES = 16
 # Hooks whose call tells a part of the story; the others are noise in a trace.
 _TOLD = (
@@ -40,7 +42,7 @@ def failure_text(
     program: Program | None,
     *,
     target: str,
-    reproduce: str,
+    reproduce: Commands,
     contrast: str = "",
 ) -> str:
     """Everything about the findings of one scenario, grouped by rule.
@@ -50,7 +52,7 @@ def failure_text(
         history: of the scenario.
         program: the scenario, None where a finding needs none (signatures).
         target: id of the connector.
-        reproduce: a command line.
+        reproduce: command lines.
         contrast: what the same scenario without its special situation showed.
     """
     blocks = []
@@ -65,11 +67,11 @@ def failure_text(
         blocks.append(
             "What happened:\n" + textwrap.indent("\n".join(_wrapped(trace(history, findings, requests))), "  ")
         )
-    blocks.append(_paragraph("Reproduce", [reproduce]))
+    blocks.append(_commands(reproduce))
     return "\n".join(blocks)
 
 
-def hung_text(error: HungError, scenario: str, *, target: str, reproduce: str) -> str:
+def hung_text(error: HungError, scenario: str, *, target: str, reproduce: Commands) -> str:
     """A scenario that did not end, with the stacks of all threads."""
     return _lost_text(
         f"TIMEOUT: {target} did not end the scenario {scenario!r} within {error.limit:g} s.",
@@ -80,7 +82,7 @@ def hung_text(error: HungError, scenario: str, *, target: str, reproduce: str) -
     )
 
 
-def crashed_text(error: CrashedError, scenario: str, *, target: str, reproduce: str) -> str:
+def crashed_text(error: CrashedError, scenario: str, *, target: str, reproduce: Commands) -> str:
     """A scenario in which the connector's process ended."""
     return _lost_text(
         f"CRASH: the process of {target} {error.how} during the scenario {scenario!r}.",
@@ -91,14 +93,14 @@ def crashed_text(error: CrashedError, scenario: str, *, target: str, reproduce: 
     )
 
 
-def _lost_text(what: str, then: str, evidence: str, fix: str, reproduce: str) -> str:
+def _lost_text(what: str, then: str, evidence: str, fix: str, reproduce: Commands) -> str:
     return "\n".join(
         [
             what,
             then,
             textwrap.indent(evidence, "  "),
             _paragraph("How to fix", [fix]),
-            _paragraph("Reproduce", [reproduce]),
+            _commands(reproduce),
         ]
     )
 
@@ -118,8 +120,14 @@ def _rule_block(rule_id: str, findings: Sequence[Finding], target: str) -> str:
     lines += _paragraph("How to fix", [rule.fix]).splitlines()
     if rule.evidence:
         lines += _paragraph("Source", [str(rule.evidence[0])]).splitlines()
-    lines.append(f"More: kvconform explain {rule.id}")
+    lines.append(f"More: kvconform explain {rule.id} ({rule_section(rule.id)})")
     return "\n".join(lines) + "\n"
+
+
+def _commands(commands: Commands) -> str:
+    """Each on one line, however long: they are copied."""
+    lines = [commands] if isinstance(commands, str) else commands
+    return "\n".join(("Reproduce: " if index == 0 else " " * 11) + line for index, line in enumerate(lines))
 
 
 def _paragraph(title: str, sentences: Iterable[str]) -> str:

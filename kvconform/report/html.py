@@ -17,8 +17,11 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from kvconform.coverage_report import coverage_lines
 from kvconform.report.document import (
     BAD,
+    FLAKY,
+    KNOWN,
     UNCHECKED,
     VERDICTS,
     Document,
@@ -44,6 +47,8 @@ MEANINGS = {
     "inconclusive": "what the rule is about did not happen, so nothing was shown",
     "timeout": "a scenario did not end in time",
     "crash": "a process ended during a scenario",
+    "known failure": "the rule was broken, and the project's baseline knows of it",
+    "flaky": "the project's baseline says that the rule may fail or pass",
     "kit error": "the kit itself failed; the connector is neither accused nor cleared",
     "not run": "tests check the rule, and none of them ran",
     UNCHECKED: "no test of this kvconform checks the rule",
@@ -113,7 +118,8 @@ class _Target:
     def first(self) -> tuple[_Rule, ...]:
         """The rules to look at first."""
         found = [rule for chapter in self.chapters for rule in chapter.rules if rule.is_bad]
-        found += [rule for chapter in self.chapters for rule in chapter.rules if rule.entry.verdict == "warn"]
+        mild = (KNOWN, FLAKY, "warn")
+        found += [rule for chapter in self.chapters for rule in chapter.rules if rule.entry.verdict in mild]
         return tuple(found)
 
     @property
@@ -151,7 +157,9 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(visible=visible, labelled=labelled, plural=plural, seconds=_seconds)
+    environment.filters.update(
+        coverage_lines=coverage_lines, visible=visible, labelled=labelled, plural=plural, seconds=_seconds
+    )
     return environment.from_string(_resource("report.html.jinja"))
 
 

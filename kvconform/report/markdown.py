@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from kvconform.report.document import BAD, VERDICTS, Document, RuleEntry, count_verdicts, headline, plural
+from kvconform.report.document import (
+    BAD,
+    FLAKY,
+    KNOWN,
+    VERDICTS,
+    Document,
+    RuleEntry,
+    TargetEntry,
+    count_verdicts,
+    headline,
+    plural,
+)
 from kvconform.report.html import visible
 
 _ICONS = {
     "pass": "✅", "fail": "❌", "crash": "💥", "timeout": "⏱️", "kit error": "🛠️", "warn": "⚠️",
+    "known failure": "🔖", "flaky": "🎲",
     "inconclusive": "❔", "not applicable": "➖", "not run": "⏸️", "unchecked": "▫️",
 }  # fmt: skip
 #: A CI job's page holds about a megabyte.
@@ -41,6 +53,9 @@ def _lines(document: Document) -> Iterator[str]:
         yield ""
         yield from (f"- {escape(reason.sentence)}" for reason in run.partial_reasons)
         yield ""
+    for problem in run.baseline.problems if run.baseline is not None else ():
+        yield f"**The baseline does not fit:** {escape(problem)}"
+        yield ""
     for target in document.targets:
         if target.not_set_up:
             yield f"**Not set up:** {escape(target.id)}: {escape(target.not_set_up)}"
@@ -51,6 +66,20 @@ def _lines(document: Document) -> Iterator[str]:
     sentences = {rule.id: rule.sentence for rule in document.rules}
     for title, entries in sections:
         yield from _section(title, entries, sentences)
+    for target in document.targets:
+        yield from _standing(target)
+
+
+def _standing(target: TargetEntry) -> Iterator[str]:
+    """The level, and the table of capabilities."""
+    yield f"**Level of {escape(target.id)}: {target.level}** ({plural(target.level.required, 'required rule')})"
+    yield ""
+    if target.capabilities:
+        yield "| capability | state | seen at work | declared |"
+        yield "|---|---|---|---|"
+        for row in target.capabilities:
+            yield f"| {row.name} | {row.state} | {row.exercised} | {'yes' if row.declared else 'no'} |"
+        yield ""
 
 
 def _section(title: str, entries: tuple[RuleEntry, ...], sentences: dict[str, str]) -> Iterator[str]:
@@ -64,7 +93,7 @@ def _section(title: str, entries: tuple[RuleEntry, ...], sentences: dict[str, st
     yield "| " + " | ".join(map(str, counts.values())) + " |"
     yield ""
     attention = sorted(
-        (entry for entry in entries if entry.verdict in BAD or entry.verdict == "warn"),
+        (entry for entry in entries if entry.verdict in BAD or entry.verdict in (KNOWN, FLAKY, "warn")),
         key=lambda entry: VERDICTS.index(entry.verdict),
     )
     if not attention:
@@ -73,6 +102,9 @@ def _section(title: str, entries: tuple[RuleEntry, ...], sentences: dict[str, st
     yield "|---|---|---|---|"
     for entry in attention:
         sentence = escape(sentences.get(entry.id, "not in the catalogue"))
+        if entry.baseline is not None:
+            said = f"{entry.baseline.verdict} in this run; {entry.baseline.reason} ({entry.baseline.link})"
+            sentence += f" *{escape(said)}*"
         yield f"| {_ICONS[entry.verdict]} {entry.verdict} | {escape(entry.id)} | {entry.level or ''} | {sentence} |"
     yield ""
     for entry in attention[:MAX_TEXTS]:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import kvconform
-from kvconform.rules import Catalogue
+from kvconform.baseline import KINDS as BASELINE_KINDS
+from kvconform.baseline import Baseline, Entry
+from kvconform.capabilities import Capability
+from kvconform.coverage_report import CoverageEntry
+from kvconform.report.levels import Judged, Level, assess
+from kvconform.rules import Catalogue, Rule
 from kvconform.verdicts import NOT_SET_UP, RuleResult, RuleVerdict, Verdict, aggregate
 
 #: Heading of the rules that the catalogue does not have.
 UNKNOWN_CHAPTER = "Rules that are not in the catalogue"
 NOT_RUN = "none of its tests ran"
+#: How a report calls a rule whose tests did not run, see :mod:`kvconform.report.document`.
+NOT_RUN_WORD = "not run"
+NO_BASELINE = Baseline()
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,18 @@ class RuleLine:
     sentence: str
     #: Whether a failed test shows the verdict's text. A test that is about other rules finds things and passes.
     told: bool = True
+    #: What excuses the verdict.
+    excuse: Entry | None = None
+
+    @property
+    def not_run(self) -> bool:
+        """Whether no test has said anything about the rule."""
+        return [result.message for result in self.verdict.results] == [NOT_RUN]
+
+    @property
+    def word(self) -> str:
+        """The verdict as it is shown: an excused one by what excuses it."""
+        return self.verdict.verdict.value if self.excuse is None else self.excuse.kind
 
 
 @dataclass(frozen=True)
@@ -43,17 +63,24 @@ class TargetReport:
     #: Target id of the preset that was used, or None.
     preset: str | None
     chapters: tuple[ChapterReport, ...]
+    #: What the connector declares, has the hooks for, and was seen to do.
+    capabilities: tuple[Capability, ...] = ()
+    #: What it has earned; None for tests that run against no connector.
+    level: Level | None = None
+    #: What was measured of its lines; None where nothing was.
+    coverage: CoverageEntry | None = None
 
     @property
     def lines(self) -> tuple[RuleLine, ...]:
         """The rules of all chapters."""
         return tuple(line for chapter in self.chapters for line in chapter.lines)
 
-    def counts(self) -> dict[Verdict, int]:
+    def counts(self) -> dict[str, int]:
         """How many rules have each verdict, the good news first; verdicts that no rule has are left out."""
-        counter = Counter(line.verdict.verdict for line in self.lines)
-        order = (Verdict.PASS, *(verdict for verdict in Verdict if verdict is not Verdict.PASS))
-        return {verdict: counter[verdict] for verdict in order if counter[verdict]}
+        counter = Counter(line.word for line in self.lines)
+        others = [verdict.value for verdict in Verdict if verdict is not Verdict.PASS]
+        order = (Verdict.PASS.value, *others, *BASELINE_KINDS)
+        return {word: counter[word] for word in order if counter[word]}
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,15 @@ class RunReport:
     unusable: Mapping[str, str]
     #: One line that says what was tested with what.
     environment: str
+    #: The baseline's file, and its entries that do not fit the run: they fail it.
+    baseline_file: str = ""
+    baseline_problems: tuple[str, ...] = ()
+
+    @property
+    def excused(self) -> tuple[str, ...]:
+        """The rules that the baseline excuses, with what it calls them; they make the run partial."""
+        lines = [line for target in self.targets for line in target.lines if line.excuse is not None]
+        return tuple(dict.fromkeys(f"{line.verdict.rule} ({line.word})" for line in lines))
 
     @property
     def not_set_up(self) -> dict[str, str]:
@@ -80,7 +116,8 @@ class RunReport:
     @property
     def has_bad_verdict(self) -> bool:
         """Whether some rule's verdict forbids exit code 0."""
-        return any(line.verdict.verdict.is_bad for target in self.targets for line in target.lines)
+        lines = (line for target in self.targets for line in target.lines)
+        return any(line.verdict.verdict.is_bad and line.excuse is None for line in lines)
 
 
 def build_report(
@@ -92,6 +129,10 @@ def build_report(
     environment: str,
     catalogue: Catalogue,
     failed_tests: Collection[str] | None = None,
+    baseline: Baseline = NO_BASELINE,
+    capabilities: Mapping[str, tuple[Capability, ...]] | None = None,
+    required: Iterable[str] = (),
+    coverage: Mapping[str, CoverageEntry | None] | None = None,
 ) -> RunReport:
     """Put the results of all tests in the catalogue's order.
 
@@ -103,9 +144,19 @@ def build_report(
         environment: see :func:`describe_environment`.
         catalogue: gives sentences, levels and order.
         failed_tests: ids of the tests that pytest shows as failed; None when that is not known.
+        baseline: what excuses verdicts.
+        coverage: by target id, what was measured of its lines.
+        capabilities: per target what it declares and showed.
+        required: ids of the rules that the suites check on this release, whether their tests were collected or not.
     """
     levels = {rule.id: rule.level for rule in catalogue}
     verdicts = aggregate(results, levels)
+    named = tuple(named)
+    problems = baseline.problems(
+        {pair: verdict.verdict for pair, verdict in verdicts.items()},
+        tuple(presets),
+        levels.keys() | {rule for _, rule in named},
+    )
     for target, rule in named:
         nothing = RuleResult(rule, target, Verdict.INCONCLUSIVE, message=NOT_RUN)
         verdicts.setdefault((target, rule), RuleVerdict(rule, target, Verdict.INCONCLUSIVE, {}, (nothing,)))
@@ -115,19 +166,34 @@ def build_report(
         TargetReport(
             target,
             presets.get(target),
-            _chapters([v for v in verdicts.values() if v.target == target], catalogue, failed_tests),
+            _chapters([v for v in verdicts.values() if v.target == target], catalogue, failed_tests, baseline),
+            coverage=(coverage or {}).get(target),
         )
         for target in order
     )
-    return RunReport(tuple(target for target in targets if target.chapters), unusable, environment)
+    needed = [catalogue.rule(rule) for rule in required]
+    shown = tuple(_standing(target, needed, capabilities or {}) for target in targets if target.chapters)
+    return RunReport(shown, unusable, environment, baseline.file, problems)
+
+
+def _standing(
+    target: TargetReport, required: Iterable[Rule], capabilities: Mapping[str, tuple[Capability, ...]]
+) -> TargetReport:
+    """The report with what the connector has earned."""
+    if target.target not in capabilities:
+        return target
+    shown = capabilities[target.target]
+    words = {line.verdict.rule: NOT_RUN_WORD if line.not_run else line.word for line in target.lines}
+    judged = [Judged(rule.id, rule.level, rule.capability, words.get(rule.id, NOT_RUN_WORD)) for rule in required]
+    return replace(target, capabilities=shown, level=assess(judged, shown))
 
 
 def _chapters(
-    verdicts: list[RuleVerdict], catalogue: Catalogue, failed_tests: Collection[str] | None
+    verdicts: list[RuleVerdict], catalogue: Catalogue, failed_tests: Collection[str] | None, baseline: Baseline
 ) -> tuple[ChapterReport, ...]:
     def line(verdict: RuleVerdict, sentence: str) -> RuleLine:
         told = failed_tests is None or any(result.nodeid in failed_tests for result in verdict.deciding)
-        return RuleLine(verdict, sentence, told)
+        return RuleLine(verdict, sentence, told, baseline.excuse(verdict.target, verdict.rule, verdict.verdict))
 
     by_rule = {verdict.rule: verdict for verdict in verdicts}
     chapters = [

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from kvconform.capabilities import Capability
 from kvconform.collection import suites_directory
 from kvconform.config import RunConfig
+from kvconform.coverage_report import coverage_of
+from kvconform.judgement import BASELINE
 from kvconform.outcomes import rules_of, target_of
 from kvconform.report.building import RunFacts, SeenTest, State, TargetFacts, build_document
 from kvconform.report.document import Options, plural
@@ -58,6 +61,10 @@ class _Test:
     duration: float = 0.0
 
 
+def _nothing_known(_: str) -> tuple[Capability, ...]:
+    return ()
+
+
 @dataclass(eq=False)
 class ReportRecorder:
     """Hooks of one run; on xdist's workers only those that collect."""
@@ -68,6 +75,7 @@ class ReportRecorder:
     _targets: tuple[Target, ...] = ()
     _results: Callable[[], Iterable[RuleResult]] = tuple
     _unusable: Mapping[str, str] = field(default_factory=dict)
+    _capabilities: Callable[[str], tuple[Capability, ...]] = _nothing_known
     _tests: dict[str, _Test] = field(default_factory=dict)
     _crashed: set[str] = field(default_factory=set)
     _skip_reasons: set[str] = field(default_factory=set)
@@ -96,10 +104,15 @@ class ReportRecorder:
                 file.unlink()
 
     def start(
-        self, targets: tuple[Target, ...], results: Callable[[], Iterable[RuleResult]], unusable: Mapping[str, str]
+        self,
+        targets: tuple[Target, ...],
+        results: Callable[[], Iterable[RuleResult]],
+        unusable: Mapping[str, str],
+        capabilities: Callable[[str], tuple[Capability, ...]],
     ) -> None:
-        """Say what is tested, and where to ask for findings at the end."""
+        """Say what is tested, and where to ask for findings and capabilities at the end."""
         self._targets, self._results, self._unusable = targets, results, unusable
+        self._capabilities = capabilities
 
     # --- collection ---------------------------------------------------------------------------------------------------
 
@@ -240,6 +253,7 @@ class ReportRecorder:
             stopped_by=self._stopped_by(session),
             skip_reasons=tuple(sorted(self._skip_reasons)),
             broken_files=tuple(sorted(self._broken_files)),
+            baseline=self.config.stash[BASELINE],
             secrets=secrets_in(dict(self.run_config.kv_connector_extra_config)) | secrets_in(dict(self.run_config.env)),
         )
 
@@ -267,7 +281,9 @@ class ReportRecorder:
             kv_connector_extra_config=mask_settings(dict(config.kv_connector_extra_config)),
             env=mask_settings(dict(config.env)),
         )
-        return TargetFacts(target.id, config.preset, distribution_of(target), options)
+        shown = self._capabilities(target.id)
+        measured = coverage_of(self.config, target.id)
+        return TargetFacts(target.id, config.preset, distribution_of(target), options, shown, measured)
 
     def _deselected_by(self) -> str:
         option = self.config.option

@@ -12,7 +12,7 @@ from typing import Any
 
 import kvconform
 from kvconform.report.building import expected_rules
-from kvconform.report.document import BAD, NOT_RUN, UNCHECKED, Document, RuleEntry, TargetEntry
+from kvconform.report.document import BAD, NOT_RUN, UNCHECKED, Document, RuleEntry, TargetEntry, level_of
 from kvconform.report.json_report import digest, from_data, schema_problems
 from kvconform.rules import Catalogue
 
@@ -87,11 +87,14 @@ def _incomplete(document: Document, catalogue: Catalogue, checked: frozenset[str
         hidden = [entry.id for entry in target.rules if entry.verdict == UNCHECKED and entry.id in checked]
         if hidden:
             yield f"{target.id}: {_names(hidden)} {_are(hidden)} called unchecked, but tests of the suites check it."
+        earned = level_of(target.rules, {rule.id: rule.capability for rule in catalogue}, target.capabilities)
+        if target.level != earned and not lacking:  # without its rules nothing can be earned
+            yield f"{target.id}: the report says level {target.level}, but its verdicts make it {earned}."
     yield from _altered(document, catalogue)
 
 
 def _altered(document: Document, catalogue: Catalogue) -> Iterator[str]:
-    entries = [entry for target in document.targets for entry in target.entries] + list(document.without_target)
+    entries = _all_entries(document)
     levels = {rule.id: rule.level for rule in catalogue}
     wrong = sorted({entry.id for entry in entries if entry.level != levels.get(entry.id)})
     if wrong:
@@ -125,6 +128,13 @@ def _contradictions(document: Document) -> Iterator[str]:
             yield f"pytest's exit status is 0, which it never is where {_names(bad)} {_are(bad)} broken or untold."
         if document.unusable or any(target.not_set_up for target in document.targets):
             yield "pytest's exit status is 0, which it never is where a connector could not be tested."
+        if run.baseline is not None and run.baseline.problems:
+            yield "pytest's exit status is 0, which it never is where the baseline does not fit the run."
+    excused = [entry.id for entry in _all_entries(document) if entry.baseline is not None]
+    if excused and run.baseline is None:
+        yield f"{_names(excused)} {_are(excused)} excused by a baseline, but the run had none."
+    if excused and not run.partial:
+        yield f"The run is not called partial, although a baseline excuses {_names(excused)}."
     for target in document.targets:
         yield from _target_contradictions(target, run.partial)
     if not run.partial and (tests.not_run or tests.deselected or tests.skipped or document.unusable):
@@ -133,14 +143,23 @@ def _contradictions(document: Document) -> Iterator[str]:
 
 def _target_contradictions(target: TargetEntry, partial: bool) -> Iterator[str]:
     entries = target.entries
-    hollow = [entry.id for entry in entries if entry.verdict == "pass" and not _witnessed(entry.witnesses)]
+    hollow = [entry.id for entry in entries if _said(entry) == "pass" and not _witnessed(entry.witnesses)]
     if hollow:
         yield f"{target.id}: {_names(hollow)} {_are(hollow)} called pass without a witness."
-    idle = [entry.id for entry in entries if entry.verdict in BAD | {"pass", "warn"} and not _has_test(entry)]
+    idle = [entry.id for entry in entries if _said(entry) in BAD | {"pass", "warn"} and not _has_test(entry)]
     if idle:
         yield f"{target.id}: {_names(idle)} {_are(idle)} judged without a test."
     if not partial and any(entry.verdict == NOT_RUN or entry.missing_tests for entry in entries):
         yield f"{target.id}: the run is not called partial, although tests are missing."
+
+
+def _said(entry: RuleEntry) -> str:
+    """The verdict itself, whatever excuses it."""
+    return entry.verdict if entry.baseline is None else entry.baseline.verdict
+
+
+def _all_entries(document: Document) -> list[RuleEntry]:
+    return [entry for target in document.targets for entry in target.entries] + list(document.without_target)
 
 
 def _witnessed(witnesses: Mapping[str, int]) -> bool:
@@ -154,6 +173,8 @@ def _has_test(entry: RuleEntry) -> bool:
 def _notes(document: Document) -> Iterator[str]:
     if document.run.partial:
         yield "The run is partial: " + "; ".join(reason.sentence for reason in document.run.partial_reasons) + "."
+    for problem in document.run.baseline.problems if document.run.baseline is not None else ():
+        yield f"The baseline does not fit the run: {problem}"
     for unusable in document.unusable:
         yield f"{unusable.target} was not tested."
     for target in document.targets:

@@ -11,6 +11,7 @@ from kvconform.rules.model import (
     Level,
     Rule,
     UnknownRuleError,
+    rule_section,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "catalogue_schema",
     "load_catalogue",
     "read_catalogue",
+    "rule_section",
 ]

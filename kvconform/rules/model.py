@@ -22,7 +22,7 @@ LEVELS: tuple[Level, ...] = ("MUST", "SHOULD", "MAY")
 #: Chapter ids in reading order: from loading the class to shutting it down.
 CHAPTERS: tuple[str, ...] = (
     "SIG", "ROLE", "ORDER", "MATCH", "ALLOC", "META", "LOAD", "SAVE", "ASYNC", "FAIL", "PRE",
-    "FIN", "HMA", "LAY", "TP", "STAT", "EVT", "CFG", "RST", "SHUT", "MUL", "LIVE",
+    "FIN", "HMA", "LAY", "TP", "STAT", "EVT", "CFG", "RST", "SHUT", "MUL", "LIVE", "CAP",
 )  # fmt: skip
 
 #: What a connector can claim to do. "base" is what every connector does.
@@ -52,6 +52,12 @@ class UnknownRuleError(KeyError):
         *others, last = self.suggestions
         names = f"{', '.join(others)} or {last}" if others else last
         return f"There is no rule {self.rule_id!r}; did you mean {names}?"
+
+
+def rule_section(rule_id: str) -> str:
+    """Where the rule book has a rule, from the top of the kit's repository: "docs/rules/match.md#match-05"."""
+    rule_id = rule_id.lower()
+    return f"docs/rules/{rule_id.rpartition('-')[0]}.md#{rule_id}"
 
 
 def release_key(release: str) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from kvconform.scenario.transfer import Family
 
 # Executions that shrinking may spend once a program has failed: enough for a readable scenario, a few seconds at most.
 SHRINK_LIMIT = 60
+# Seconds after which it takes what it has; a scenario that hangs costs seconds each time.
+SHRINK_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Explorer:
         outcome = self.outcome
         known: dict[str, tuple[Examination, str] | None] = {}
         after_failure = 0
+        failed_at = 0.0
 
         @hypothesis.seed(budget.seed)
         @settings(
@@ -106,16 +110,17 @@ class Explorer:
         )
         @given(program=self.family.strategy)
         def body(program: Program) -> None:
-            nonlocal after_failure
+            nonlocal after_failure, failed_at
             key = repr(program)
             if key not in known:
                 if outcome.failed is not None:
                     after_failure += 1
-                    if after_failure > SHRINK_LIMIT:
+                    if after_failure > SHRINK_LIMIT or time.monotonic() - failed_at > SHRINK_SECONDS:
                         return
                 known[key] = self._run(program)
             broken = known[key]
             if broken is not None:
+                failed_at = failed_at or time.monotonic()
                 outcome.failed, outcome.contrast = (program, broken[0]), broken[1]
                 rules = tuple(sorted({finding.rule for finding in broken[0].findings}))
                 raise _broken(rules)(", ".join(rules))
@@ -157,11 +162,15 @@ def bind_to_situation(
     except Refused:
         return examination, ""
     if any(finding.symptom for finding in control.findings):
+        if family.general is not None:
+            return bind_to_situation(family.general, program, examination, play)
         return examination, f"The same scenario without {family.situation} fails as well, so that is not the cause."
     if not control.witnesses["LOAD-01"]["external tokens compared"]:
         return examination, ""
+    sort = family.sort or (lambda _, __: family.rule)
     findings = tuple(
-        replace(finding, rule=family.rule) if finding in symptoms else finding for finding in examination.findings
+        replace(finding, rule=sort(examination.history, finding)) if finding in symptoms else finding
+        for finding in examination.findings
     )
     loaded = control.witnesses["LOAD-01"]["external tokens compared"]
     contrast = (

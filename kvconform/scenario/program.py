@@ -6,7 +6,7 @@ Programs are what hypothesis draws and shrinks, what a failure prints, and what 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.oracle import Identity, TokenChain, prompt_tokens
@@ -75,6 +75,23 @@ class Abort:
 
 
 @dataclass(frozen=True)
+class AbortDuringStep:
+    """Run one step and abort a request after the workers have run it, before the scheduler takes their results."""
+
+    request: str
+
+
+@dataclass(frozen=True)
+class FailForward:
+    """Run steps until a forward raises, which it does after ``layers`` layers; the engine ends with it.
+
+    A new engine on the same store takes over.
+    """
+
+    layers: int = 1
+
+
+@dataclass(frozen=True)
 class Step:
     """Run ``count`` engine steps (fewer if the engine becomes idle)."""
 
@@ -103,9 +120,22 @@ class ResetConnector:
 
 @dataclass(frozen=True)
 class Restart:
-    """Shut the engine down and start a new one on the same store."""
+    """Shut the engine down and start a new one on the same store.
+
+    Without ``drain`` that happens amid whatever is under way. ``twice`` calls shutdown of both roles a second time.
+    """
 
     options: EngineOptions | None = None
+    drain: bool = True
+    twice: bool = False
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The engine's process ends without a shutdown; a new engine on the same store goes on with what follows.
+
+    Everything before it runs in a process of its own. A program has at most one.
+    """
 
 
 @dataclass(frozen=True)
@@ -118,7 +148,65 @@ class RepeatHandshake:
     """Collect and deliver the workers' handshake metadata once more, as after a wake-up (0.33.0 on)."""
 
 
-Action = Add | Abort | Step | Drain | ForgetLocal | PreemptAll | ResetConnector | Restart | DummyRun | RepeatHandshake
+@dataclass(frozen=True)
+class Pause:
+    """Pause the scheduler: ``new`` admits no new request, ``all`` schedules nothing; steps go on."""
+
+    what: Literal["new", "all"] = "all"
+
+
+@dataclass(frozen=True)
+class Resume:
+    """End a pause."""
+
+
+StoreFault = Literal["removed", "truncated", "emptied", "folders", "unreadable"]
+
+
+@dataclass(frozen=True)
+class BreakStore:
+    """Break what the connector keeps in its directory, all of its files or every second one.
+
+    With ``at_load`` that happens in the next step that promises a load, between its scheduling and its execution.
+    """
+
+    fault: StoreFault = "removed"
+    every: int = 1
+    at_load: bool = False
+
+
+@dataclass(frozen=True)
+class RefuseWrites:
+    """From here on nothing can be stored: files can't grow (a full disk), or the directory has become a file."""
+
+    how: Literal["full", "no folder"] = "full"
+
+
+@dataclass(frozen=True)
+class AllowWrites:
+    """Take :class:`RefuseWrites` back."""
+
+
+Action = (
+    Add
+    | Abort
+    | AbortDuringStep
+    | FailForward
+    | Step
+    | Drain
+    | ForgetLocal
+    | PreemptAll
+    | ResetConnector
+    | Restart
+    | Kill
+    | DummyRun
+    | RepeatHandshake
+    | BreakStore
+    | RefuseWrites
+    | AllowWrites
+    | Pause
+    | Resume
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +240,10 @@ def describe_options(options: EngineOptions) -> str:
         f"{options.shape.describe()}; max_num_batched_tokens={options.max_num_batched_tokens}, "
         f"model runner {options.runner}, load failures: {options.load_failure_policy}"
         + ("" if options.enable_prefix_caching else ", no prefix caching")
+        + (", asynchronous scheduling" if options.async_scheduling else "")
+        + ("" if options.workers == 1 else f", {options.workers} workers")
+        + (f", the last one's completions {options.late_steps} steps late" if options.late_steps else "")
+        + ("" if options.hook_order == "vllm" else f", hook order: {options.hook_order}")
         + ("" if options.model == "model" else f", model {options.model}")
     )
 
@@ -171,15 +263,46 @@ def describe_action(action: Action) -> str:
         return f"add {request.id}: {tokens}{extra}"
     if isinstance(action, Abort):
         return f"abort {action.request}"
+    if isinstance(action, AbortDuringStep):
+        return f"run 1 step, and abort {action.request} between its execution and its results"
+    if isinstance(action, FailForward):
+        return f"let the forward raise after {action.layers} layer(s), which ends the engine; start a new one"
     if isinstance(action, Step):
         return f"run {action.count} step(s)"
+    if isinstance(action, Restart):
+        how = "" if action.drain else " amid what is under way"
+        again = " twice" if action.twice else ""
+        return f"shut down{again}{how}, start a new engine on the same store"
+    if isinstance(action, Pause):
+        return f"pause the scheduler (PAUSED_{action.what.upper()})"
+    if isinstance(action, BreakStore):
+        return describe_fault(action)
+    if isinstance(action, RefuseWrites):
+        how = "files can't grow any more" if action.how == "full" else "its directory has become a file"
+        return f"make the connector's store unwritable: {how}"
     texts = {
         Drain: "run until idle",
         ForgetLocal: "drop the local prefix cache",
         PreemptAll: "preempt every running request (reset_prefix_cache(reset_running_requests=True))",
         ResetConnector: "reset the connector's cache (reset_prefix_cache(reset_connector=True))",
-        Restart: "shut down, start a new engine on the same store",
+        Kill: "kill the process without a shutdown, start a new engine on the same store in another one",
         DummyRun: "run a forward without the connector (dummy run)",
         RepeatHandshake: "collect and deliver the handshake metadata again",
+        AllowWrites: "make the store writable again",
+        Resume: "end the pause",
     }
     return texts[type(action)]
+
+
+def describe_fault(action: BreakStore) -> str:
+    """One line for a broken store."""
+    which = "every file" if action.every == 1 else f"one of {action.every} files"
+    what = {
+        "removed": "is removed",
+        "truncated": "is cut to half its length",
+        "emptied": "is emptied",
+        "folders": "becomes a folder",
+        "unreadable": "becomes a link to itself, which nobody can open",
+    }[action.fault]
+    when = ", once the next load has been promised and before it starts" if action.at_load else ""
+    return f"break the connector's store: {which} {what}{when}"

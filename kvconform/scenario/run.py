@@ -5,29 +5,44 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
-from kvconform.engine.history import History
+from kvconform.engine.history import Event, ForwardFailed, History, HookCall, ProgramAction, StoreBroken
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import Engine, EngineStopped
 from kvconform.kvcache.provenance import Provenance
+from kvconform.scenario.failures_on_disk import FaultyDisk
 from kvconform.scenario.program import (
     Abort,
+    AbortDuringStep,
     Action,
     Add,
+    AllowWrites,
+    BreakStore,
     Drain,
     DummyRun,
+    FailForward,
     ForgetLocal,
+    Kill,
+    Pause,
     PreemptAll,
     Program,
+    RefuseWrites,
     RepeatHandshake,
     ResetConnector,
     Restart,
+    Resume,
     Step,
+    describe_action,
     twin_of,
 )
+from kvconform.scenario.shutdown_by_kill import run_and_kill
 
 # Steps that two engines take together before each goes on alone; a twin program's requests need a dozen.
 TWIN_STEP_LIMIT = 200
+# Steps within which a load that a program wants to break is promised, or never.
+STEPS_TO_A_LOAD = 100
 
 # Makes an engine: options, the shared history and provenance, and the engine's number from 1.
 EngineFactory = Callable[[EngineOptions, History, Provenance, int], Engine]
@@ -42,22 +57,47 @@ class Player:
 
     program: Program
     make_engine: EngineFactory
+    directory: Path | None = None
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
     engines: list[Engine] = field(default_factory=list)
     started: int = 0
+    _waiting: BreakStore | None = None
+
+    def __post_init__(self) -> None:
+        self._disk = FaultyDisk(self.directory)
 
     def play(self) -> History:
         """Run the whole program, audit, shut down; an engine that dies ends the program early."""
-        with contextlib.suppress(EngineStopped):
-            self._start(self.program.options)
-            for action in self.program.actions:
-                self._do(action)
-            self._drain()
-            for engine in self.engines:
-                engine.audit()
+        try:
+            with contextlib.suppress(EngineStopped):
+                for action in self._after_the_killed():
+                    self._do(action)
+                self._drain()
+                for engine in self.engines:
+                    engine.audit()
+        finally:
+            self._disk.allow_writes()
         self._shut_down(suppress=True)
         return self.history
+
+    def _after_the_killed(self) -> tuple[Action, ...]:
+        """Start the engine, and what is left to do with it once a first one was killed in a process of its own."""
+        actions = self.program.actions
+        killed = next((index for index, action in enumerate(actions) if isinstance(action, Kill)), None)
+        if killed is not None:
+            run_and_kill(partial(self._live_and_die, actions[:killed]))
+            self.started += 1
+            self.history.add(ProgramAction(self.started, 0, "killed", {"actions": killed}))
+            actions = actions[killed + 1 :]
+        self._start(self.program.options)
+        return actions
+
+    def _live_and_die(self, actions: tuple[Action, ...]) -> None:
+        """In the process that will be killed."""
+        self._start(self.program.options)
+        for action in actions:
+            self._do(action)
 
     def _start(self, options: EngineOptions) -> None:
         self.engines = []
@@ -71,14 +111,37 @@ class Player:
             with contextlib.suppress(*((EngineStopped,) if suppress else ())):
                 engine.shutdown()
 
-    def _step(self) -> bool:
+    def _step(self, aborts: tuple[str, ...] = ()) -> bool:
         """One step of every engine; all of them schedule before the first one executes."""
+        mark = len(self.history.events)
         begun = [engine for engine in self.engines if engine.begin_step()]
+        if self._waiting is not None and any(map(_promises_load, self.history.events[mark:])):
+            self._break(self._waiting)
+            self._waiting = None
         for engine in begun:
-            engine.finish_step()
+            engine.finish_step(aborts)
         return bool(begun)
 
+    def _fail_forward(self, layers: int) -> None:
+        """Step until the forward raises, and go on with new engines; these shut down as after a dead engine core."""
+        for engine in self.engines:
+            engine.fail_forward(layers)
+        mark = len(self.history.events)
+        with contextlib.suppress(EngineStopped):
+            self._drain()
+        if any(isinstance(event, ForwardFailed) for event in self.history.events[mark:]):
+            self._shut_down(suppress=True)
+            self._start(self.program.options)
+
+    def _break(self, action: BreakStore) -> None:
+        last = self.history.events[-1] if self.history.events else Event(self.started, 0)
+        files = self._disk.damage(action.fault, action.every)
+        self.history.add(StoreBroken(last.engine, last.step, "data", describe_action(action), files))
+
     def _drain(self) -> None:
+        for _ in range(STEPS_TO_A_LOAD):
+            if self._waiting is None or not self._step():
+                break
         if len(self.engines) == 1:
             self.engines[0].drain()
         else:
@@ -93,13 +156,31 @@ class Player:
             case Step(count):
                 for _ in range(count):
                     self._step()
+            case AbortDuringStep(request_id):
+                self._step((request_id,))
+            case FailForward(layers):
+                self._fail_forward(layers)
             case Drain():
                 self._drain()
-            case Restart(options):
-                self._drain()
-                for engine in self.engines:
-                    engine.audit()
+            case BreakStore(at_load=True):
+                self._waiting = action
+            case BreakStore():
+                self._break(action)
+            case RefuseWrites(how):
+                files = self._disk.refuse_writes(how)
+                self.history.add(StoreBroken(self.started, 0, "writes", describe_action(action), files))
+            case AllowWrites():
+                self._disk.allow_writes()
+                self.history.add(StoreBroken(self.started, 0, "mended", describe_action(action), 0))
+            case Restart(options, drain, twice):
+                if drain:
+                    self._drain()
+                    for engine in self.engines:
+                        engine.audit()
                 self._shut_down(suppress=False)
+                if twice:
+                    for engine in reversed(self.engines):
+                        engine.shutdown_again()
                 self._start(options or self.program.options)
             case _:
                 for index, engine in enumerate(self.engines):
@@ -119,12 +200,28 @@ def _act(engine: Engine, action: Action, *, twin: bool) -> None:
             engine.reset_prefix_cache(running=True)
         case ResetConnector():
             engine.reset_prefix_cache(connector=True)
+        case Pause(what):
+            engine.pause(what)
+        case Resume():
+            engine.pause(None)
         case DummyRun():
             engine.dummy_run()
         case RepeatHandshake():
             engine.repeat_handshake()
 
 
-def play(program: Program, make_engine: EngineFactory) -> History:
-    """Run ``program`` on engines from ``make_engine`` and return what happened."""
-    return Player(program, make_engine).play()
+def _promises_load(event: Event) -> bool:
+    """Whether the scheduler has told the connector which tokens it has to load."""
+    return (
+        isinstance(event, HookCall)
+        and event.hook == "update_state_after_alloc"
+        and event.args["num_external_tokens"] > 0
+    )
+
+
+def play(program: Program, make_engine: EngineFactory, directory: Path | None = None) -> History:
+    """Run ``program`` on engines from ``make_engine`` and return what happened.
+
+    ``directory`` is where the connector was told to keep its store; what breaks the store breaks what is in there.
+    """
+    return Player(program, make_engine, directory).play()

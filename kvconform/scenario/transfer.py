@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
+from kvconform.checks.model import Finding
 from kvconform.engine.history import History, Scheduled
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.kvcache.shape import LAYOUTS, KVCacheShape, LayerShape
@@ -36,7 +37,8 @@ class Family:
     """One situation. ``situation`` completes the sentence "The connector is right without ...": "chunked prefill".
 
     ``keeps`` are rules whose findings stay theirs, because this very situation is what they are about; ``explain``
-    adds a sentence about a failing history.
+    adds a sentence about a failing history. ``sort`` names the rule of a symptom where the situation is about several;
+    ``general`` is the family of which this one is a special case: it decides if the control shows symptoms, too.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Family:
     control: Callable[[Program], Program] | None = None
     explain: Callable[[History], str] | None = None
     keeps: frozenset[str] = frozenset()
+    sort: Callable[[History, Finding], str] | None = None
+    general: Family | None = None
 
 
 def _program(name: str, actions: Sequence[Action], **options: object) -> Program:

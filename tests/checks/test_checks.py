@@ -361,7 +361,10 @@ def handshake(*ranks: str, error: str | None = None, engine: int = 1) -> HookCal
     [
         (
             "ROLE-01",
-            (failed("request_finished"), ForeignState(1, 1, "scheduler", "request_finished", "self.views")),
+            (
+                failed("request_finished", request="r1", status="FINISHED_STOPPED"),
+                ForeignState(1, 1, "scheduler", "request_finished", "self.views"),
+            ),
             "request_finished raised for want of self.views: AttributeError: no views",
         ),
         (

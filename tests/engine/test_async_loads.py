@@ -110,7 +110,8 @@ def test_a_completion_before_the_data_is_caught(bench: Bench, mode: str, runner:
     assert wrong[0].positions == tuple(range(48))
     assert all(sentence.endswith("nothing was written there") for sentence in wrong[0].observed)
     first = examine(bench.history).findings[0]
-    assert (first.rule, first.requests) == ("LOAD-01", ("reload",))
+    assert first.requests == ("reload",)
+    assert first.rule in ("LOAD-01", "ASYNC-05"), "the load was reported as complete, or delivered nothing"
 
 
 def test_abort_while_a_load_is_under_way(bench: Bench, runner: Any) -> None:
@@ -167,4 +168,5 @@ def test_a_write_after_the_completion_is_a_stray_write(bench: Bench) -> None:
     late = [event for event in bench.of(Stray) if event.owners == ("reload",)]
     assert {slot for event in late for slot in event.slots} == set(range(16))
     assert late[0].step == bench.of(WrongBytes)[0].step, "the load is done behind the forward that read"
-    assert {finding.rule for finding in examine(bench.history).findings} == {"LOAD-01", "ALLOC-02"}
+    rules = {finding.rule for finding in examine(bench.history).findings}
+    assert rules == {"ASYNC-05"}, "the early report is the cause, and what follows from it is not told again"

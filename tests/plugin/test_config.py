@@ -23,6 +23,7 @@ device = "cpu"
 budget = "full"
 seed = 7
 timeout = 9.5
+baseline = "known.toml"
 
 [kv_connector_extra_config]
 path = "{dir}/store"
@@ -48,6 +49,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.kv_connector_extra_config["nested"] == {"list": [1, 2.5, True, "{port:b}"], "text": "{{x}}"}
     assert config.env == {"STORE": "{not a placeholder} {{dir}}"}
     assert config.explicit == set(KEYS)
+    assert config.baseline == str(tmp_path / "known.toml")
     assert config.connector_directory == tmp_path
 
 

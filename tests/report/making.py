@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from kvconform.baseline import Baseline, Entry
 from kvconform.report.building import RunFacts, SeenTest, TargetFacts, build_document
 from kvconform.report.document import Distribution, Document, Environment, Options, RuleEntry
 from kvconform.report.json_report import digest, to_data
@@ -75,7 +76,22 @@ def everything() -> Document:
     results.append(result(SHOULDS[0], Verdict.FAIL, message="a warning's text"))
     tests = [seen(one.rule) for one in results]
     tests.append(seen(MUSTS[0], "deselected"))
-    return make(results, tests, deselected_by="-k 'x'")
+    excused = [
+        result(MUSTS[-1], Verdict.FAIL, message=f"text of {MUSTS[-1]}"),
+        result(MUSTS[-2], Verdict.PASS),
+    ]
+    return make(
+        [*results, *excused],
+        [*tests, *(seen(one.rule) for one in excused)],
+        deselected_by="-k 'x'",
+        baseline=Baseline(
+            "known.toml",
+            (
+                Entry("known failure", MUSTS[-1], TARGET, "to be fixed", "https://example.org/1"),
+                Entry("flaky", MUSTS[-2], "", "depends on the backend", "ticket 2"),
+            ),
+        ),
+    )
 
 
 def sealed(data: dict[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,10 @@ def test_report_shows_a_summary() -> None:
     found = run("report", "r.json")
     assert found.exit_code == 0
     lines = found.stdout.splitlines()
-    assert lines[0] == f"{TARGET}: 1 fail, 1 crash, 1 timeout, 1 kit error; 1 rule kept."
-    assert lines[1].startswith("  1 fail, 1 crash, 1 timeout, 1 kit error, 1 warn, 1 pass, 1 inconclusive,")
+    assert lines[0] == f"{TARGET}: 1 fail, 1 crash, 1 timeout, 1 kit error; 1 rule kept; 1 known failure, 1 flaky."
+    assert lines[1].startswith(
+        "  1 fail, 1 crash, 1 timeout, 1 kit error, 1 known failure, 1 flaky, 1 warn, 1 pass, 1 inconclusive,"
+    )
     assert lines[2] == "Partial: 1 test was deselected (-k 'x')."
 
 
@@ -91,12 +93,12 @@ def test_verify_accepts_and_says_what_it_accepts() -> None:
     found = run("verify", "p.json")
     assert found.exit_code == 0
     assert "ACCEPTED p.json: unchanged and complete, but partial." in found.stdout
-    assert "The run is partial: 1 test was deselected (-k 'x')." in found.stdout
+    assert "The run is partial: 1 test was deselected (-k 'x'); " in found.stdout
 
 
 def _tampered(text: str) -> str:
     assert '"verdict": "fail"' in text
-    return text.replace('"verdict": "fail"', '"verdict": "kit error"')
+    return text.replace('"verdict": "fail"', '"verdict": "kit error"', 1)
 
 
 def _incomplete(text: str) -> str:

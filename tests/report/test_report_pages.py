@@ -80,7 +80,7 @@ def test_the_page_tells_who_what_when_and_what_is_missing() -> None:
         "kvconform 0.1.0 with vLLM 0.32.0, torch 2.13.0, Python 3.11.7 on Linux x86_64.",
         "2026-01-31 12:00:00 UTC",
         "Partial: this run says less than a whole one. 1 test was deselected (-k 'x')",
-        "1 fail, 1 crash, 1 timeout, 1 kit error; 1 rule kept (partial run)",
+        "1 fail, 1 crash, 1 timeout, 1 kit error; 1 rule kept; 1 known failure, 1 flaky (partial run)",
         "3 external hits",
         "a warning's text",
         "my-store 1.2",
@@ -155,10 +155,12 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 def test_markdown_shows_counts_and_what_needs_attention() -> None:
     text = markdown.render(everything())
     assert "### my.module:MyConnector" in text
-    assert "**1 fail, 1 crash, 1 timeout, 1 kit error; 1 rule kept**" in text
+    assert "**1 fail, 1 crash, 1 timeout, 1 kit error; 1 rule kept; 1 known failure, 1 flaky**" in text
     assert "**Partial run:**\n\n- 1 test was deselected (-k 'x')" in text
     rows = re.findall(r"^\| \S+ ([a-z ]+) \| ([A-Z]+-\d+) \| (MUST|SHOULD) \|", text, re.MULTILINE)
-    assert [row[0] for row in rows] == ["fail", "crash", "timeout", "kit error", "warn"]
+    assert [row[0] for row in rows] == [
+        "fail", "crash", "timeout", "kit error", "known failure", "flaky", "warn",
+    ]  # fmt: skip
     assert rows[-1][1:] == (SHOULDS[0], "SHOULD")
     assert "```text\na warning's text\n```" in text
 

@@ -125,7 +125,7 @@ class Puppet:
         self.work -= 1
         return self.work >= 0
 
-    def finish_step(self) -> None:
+    def finish_step(self, aborts: tuple[str, ...] = ()) -> None:
         self._note("finish")
 
     def dummy_run(self) -> None:

@@ -14,9 +14,8 @@ from kvconform.rules import load_catalogue
 from kvconform.verdicts import RuleResult, RuleVerdict, Verdict, aggregate
 
 HERE = Path(__file__).resolve().parent
-CONNECTORS = HERE / "connectors"
 ROOT = HERE.parents[1]
-BROKEN = (Verdict.FAIL, Verdict.WARN, Verdict.CRASH, Verdict.TIMEOUT, Verdict.KIT_ERROR)
+FOLDERS = (HERE.parent / "mutants", HERE.parent / "odd")
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class SuiteRun:
 
     verdicts: dict[str, dict[str, RuleVerdict]]
     output: str
-
-    def broken(self, connector: str) -> set[str]:
-        """The rules that the connector was found to break."""
-        assert connector in self.verdicts, self.output
-        return {rule for rule, verdict in self.verdicts[connector].items() if verdict.verdict in BROKEN}
 
     def text(self, connector: str, rule: str) -> str:
         """What the verdict's results say."""
@@ -40,13 +34,17 @@ class SuiteRun:
         return self.verdicts[connector][rule].verdict
 
 
+def _file(name: str) -> Path:
+    (found,) = (folder / f"{name}.py" for folder in FOLDERS if (folder / f"{name}.py").is_file())
+    return found
+
+
 def run_suite(suite: str, connectors: Sequence[str], folder: Path) -> SuiteRun:
-    """Run one suite file against connectors given as "file:Class" of the folder ``connectors``."""
+    """Run one suite file against connectors given as "file:Class" of tests/mutants or tests/odd."""
     settings = folder / "kvconform.toml"
     settings.write_text('device = "cpu"\n[kv_connector_extra_config]\npath = "{dir}"\n')
     verdicts = folder / "verdicts.json"
-    files = [(CONNECTORS / f"{name.partition(':')[0]}.py", name.partition(":")[2]) for name in connectors]
-    targets = [f"--kvconform={file}:{name}" for file, name in files]
+    targets = [f"--kvconform={_file(name.partition(':')[0])}:{name.partition(':')[2]}" for name in connectors]
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "record_verdicts",
         f"--kvconform-config={settings}", *targets, str(ROOT / "suites" / suite),

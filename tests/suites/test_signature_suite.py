@@ -1,4 +1,4 @@
-"""The signature suite accuses every broken connector of exactly the rules it breaks, and no legal one of anything."""
+"""What the signature suite says: witnesses of legal connectors, texts about broken ones (which: see tests/mutants)."""
 
 from __future__ import annotations
 
@@ -7,37 +7,13 @@ from suite_run import SuiteRun, run_suite
 
 from kvconform.verdicts import Verdict
 
-BROKEN: dict[str, set[str]] = {
-    "broken_signature:TwoArguments": {"SIG-01", "SIG-02"},
-    "broken_signature:RenamedArgument": {"SIG-02"},
-    "broken_signature:SwappedArguments": {"SIG-01"},
-    "broken_signature:KeywordOnly": {"SIG-01"},
-    "broken_signature:NoBaseConstructor": {"SIG-04"},
-    "broken_signature:UsesBaseTooEarly": {"SIG-04"},
-    "broken_signature:NoKVCacheConfigForBase": {"SIG-04"},
-    "broken_signature:AlwaysWorker": {"SIG-04"},
-    "broken_signature:DuckTyped": {"SIG-05"},
-    "broken_signature:LeavesAbstract": {"SIG-06"},
-    # Model runner V2 really passes keywords, so the engine dies as well.
-    "broken_signature:LoadWithoutKeywords": {"SIG-07", "LIVE-01"},
-    "broken_signature:SaveWithoutKeywords": {"SIG-07"},
-    "broken_signature:MethodFlag": {"SIG-08"},
-    "broken_signature:IntegerFlag": {"SIG-08"},
-    "broken_signature:LayoutOfInstance": {"SIG-09"},
-    "broken_signature:StatsOfInstance": {"SIG-09"},
-    "broken_signature:AnswersFromState": {"SIG-09"},
-    "defined_for_tests_only:DefinedForTestsOnly": {"SIG-10"},
-    "import_starts_thread:ImportStartsThread": {"SIG-12"},
-    "broken_signature:WorkerNeedsScheduler": {"SIG-13"},
-    "broken_signature:SchedulerNeedsWorker": {"SIG-13"},
-    "broken_signature:Heartbeat": {"SIG-15"},
-}
-LEGAL = (
-    "legal_signature:ExtraKeywords",
-    "legal_signature:StarArguments",
-    "legal_signature:Cached",
-    "broken_signature:BackendIsDown",
+BROKEN = (
+    "broken_signature:TwoArguments",
+    "broken_signature:LoadWithoutKeywords",
+    "import_starts_thread:ImportStartsThread",
+    "broken_signature:WorkerNeedsScheduler",
 )
+LEGAL = ("legal_signature:ExtraKeywords", "legal_signature:StarArguments", "legal_signature:Cached")
 # Rules that legal connectors must pass, not only not break.
 PASSED = {f"SIG-{number:02}" for number in (1, 2, 4, 5, 6, 7, 8, 9, 10, 12, 13, 15)}
 
@@ -45,31 +21,19 @@ PASSED = {f"SIG-{number:02}" for number in (1, 2, 4, 5, 6, 7, 8, 9, 10, 12, 13, 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
     """The suite, once, against all connectors."""
-    return run_suite("test_signature.py", [*BROKEN, *LEGAL], tmp_path_factory.mktemp("run"))
+    return run_suite(
+        "test_signature.py", [*BROKEN, *LEGAL, "legal_signature:BackendIsDown"], tmp_path_factory.mktemp("run")
+    )
 
 
 def _name(connector: str) -> str:
     return connector.partition(":")[2]
 
 
-@pytest.mark.parametrize("connector", BROKEN, ids=_name)
-def test_broken_connector_breaks_exactly_its_rules(run: SuiteRun, connector: str) -> None:
-    assert run.broken(_name(connector)) == BROKEN[connector]
-
-
 @pytest.mark.parametrize("connector", LEGAL, ids=_name)
-def test_legal_connector_is_not_accused(run: SuiteRun, connector: str) -> None:
-    assert run.broken(_name(connector)) == set()
-
-
-@pytest.mark.parametrize("connector", LEGAL[:-1], ids=_name)
 def test_legal_connector_passes_every_rule(run: SuiteRun, connector: str) -> None:
     verdicts = run.verdicts[_name(connector)]
     assert {rule for rule, verdict in verdicts.items() if verdict.verdict is Verdict.PASS} >= PASSED
-
-
-def test_every_rule_of_the_suite_is_broken_by_some_connector() -> None:
-    assert set().union(*BROKEN.values()) >= PASSED
 
 
 def test_two_argument_connector_is_refused_in_vllms_own_words(run: SuiteRun) -> None:

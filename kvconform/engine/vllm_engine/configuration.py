@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ParallelConfig, VllmConfig
     from vllm.config.kv_transfer import KVTransferConfig
 
 # The geometry of the model on paper is irrelevant (the KV cache shape comes from the scenario), but vLLM wants one.
@@ -85,7 +85,7 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
         max_model_len=max_model_len,
         enable_chunked_prefill=True,
         is_encoder_decoder=False,
-        async_scheduling=False,
+        async_scheduling=options.async_scheduling,
     )
     cache_config = CacheConfig(
         block_size=options.shape.block_size,
@@ -99,7 +99,17 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
         cache_config=cache_config,
         kv_transfer_config=None if connector is None else kv_transfer_config(connector, options.load_failure_policy),
         device_config=DeviceConfig(device),
+        parallel_config=_parallel_config(options.workers),
     )
+
+
+def _parallel_config(workers: int) -> ParallelConfig:
+    """With several workers as the multi-process executor has it."""
+    from vllm.config import ParallelConfig
+
+    if workers == 1:
+        return ParallelConfig()
+    return ParallelConfig(tensor_parallel_size=workers, distributed_executor_backend="mp")
 
 
 @cache

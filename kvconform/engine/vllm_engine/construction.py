@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-from kvconform.checks.class_model import ClassObservation, Flag, Raised, RoleObservation
-from kvconform.checks.signature import FLAGS
+from kvconform.checks.class_model import ClassObservation, ClassShape, Flag, Raised, RoleObservation
+from kvconform.checks.signature import FLAGS, shape_of
 from kvconform.engine.instrument import describe_error
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 
@@ -49,6 +49,7 @@ def observe(spec: ConnectorSpec, device: str, *, scheduler_only: bool = False) -
     except (Exception, SystemExit) as error:
         return replace(seen, imported=describe(error))
     seconds = time.perf_counter() - started
+    seen = replace(seen, shape=_shape(spec, transfer))
     try:
         connector_class: Any = KVConnectorFactory.get_connector_class(transfer)
     except Exception as error:
@@ -78,6 +79,19 @@ def observe(spec: ConnectorSpec, device: str, *, scheduler_only: bool = False) -
         worker_again=again,
         answers_after=class_answers(connector_class, config),
     )
+
+
+def _shape(spec: ConnectorSpec, transfer: Any) -> ClassShape | None:
+    """The class itself; the factory may refuse it, or not find it, and says so later."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.distributed.kv_transfer.kv_connector.v1 import supports_hma
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+    if spec.module_path is None:
+        found: Any = KVConnectorFactory.get_connector_class(transfer)
+    else:
+        found = getattr(sys.modules.get(spec.module_path), spec.class_name, None)
+    return shape_of(found, KVConnectorBase_V1, supports_hma(found)) if isinstance(found, type) else None
 
 
 def worker_first(site: Builder, patience: float = PATIENCE) -> tuple[RoleObservation, RoleObservation | None]:

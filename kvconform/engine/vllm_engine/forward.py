@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvconform.engine.history import Compared, History, WrongBytes
+from kvconform.engine.vllm_engine.guard import PlannedFailure
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
 from kvconform.kvcache.provenance import Provenance, describe
@@ -55,7 +56,8 @@ class LayerForward:
     """Runs the layers of one step.
 
     ``external`` maps a request to the [first, last) positions that the connector promised for it in this residency;
-    ``checkpoint`` is called where the connector has just been at work, with the name of the phase.
+    ``checkpoint`` is called where the connector has just been at work, with the name of the phase. After ``fail_after``
+    layers the forward raises.
     """
 
     memory: KVMemory
@@ -65,6 +67,7 @@ class LayerForward:
     external: dict[str, tuple[int, int]]
     checkpoint: Callable[[str], None]
     hooked: Callable[[Callable[[str], None]], Callable[[str], None]]
+    fail_after: int | None = None
     taints: dict[str, int] = field(default_factory=dict)
     findings: list[_Finding] = field(default_factory=list)
     verified: set[str] = field(default_factory=set)
@@ -83,6 +86,8 @@ class LayerForward:
         self._done(requests)
 
     def _layer(self, name: str, requests: list[ScheduledRequest]) -> None:
+        if self.fail_after is not None and list(self.memory.layers).index(name) >= self.fail_after:
+            raise PlannedFailure(f"the scenario lets the forward fail in layer {name}")
         self.checkpoint(f"before layer {name} was computed")
         layer = self.memory.layers[name]
         # As in attention: the step's keys and values are written first, then everybody reads. A request may already
@@ -104,14 +109,15 @@ class LayerForward:
         blocks, offsets = request.places(layer.group, layer.block_size, start, request.computed)
         observed = self.memory.read(layer.name, blocks, offsets)
         chain = self.chains[request.request_id]
-        expected = expand(slot_seeds(chain.chain(start, request.computed), layer.name), layer.content, observed.device)
+        seeds = slot_seeds(chain.chain(start, request.computed), layer.name, self.memory.rank)
+        expected = expand(seeds, layer.content, observed.device)
         wrong = (observed != expected).reshape(len(blocks), -1).any(dim=1)
         if not bool(wrong.any()):
             return
         rows = wrong.nonzero().reshape(-1).cpu().numpy()
         positions = rows + start
         origins = self.provenance.identify(observed[wrong].cpu().numpy())
-        sentences = describe([int(p) for p in positions], origins, layer.name)
+        sentences = describe([int(p) for p in positions], origins, layer.name, self.memory.rank)
         self.findings.append(_Finding(request, layer, positions, blocks[rows], sentences))
         # The first wrong layer decides: what later layers write must be known under one taint per step.
         self.taints.setdefault(request.request_id, key64("taint", request.request_id, int(positions[0])))
@@ -121,7 +127,7 @@ class LayerForward:
         blocks, offsets = request.places(layer.group, layer.block_size, request.computed, stop)
         chain = self.chains[request.request_id]
         taint = self.taints.get(request.request_id, 0)
-        seeds = slot_seeds(chain.chain(request.computed, stop), layer.name) ^ np.uint64(taint)
+        seeds = slot_seeds(chain.chain(request.computed, stop), layer.name, self.memory.rank) ^ np.uint64(taint)
         self.memory.write(layer.name, blocks, offsets, expand(seeds, layer.content, self.memory.raw.device))
 
     def _done(self, requests: list[ScheduledRequest]) -> None:
@@ -157,6 +163,7 @@ class LayerForward:
                     bool(((finding.positions >= first) & (finding.positions < last)).any()),
                     finding.observed,
                     reported_failed=self._covered_by_failure(finding, failed),
+                    rank=self.memory.rank,
                 )
             )
 

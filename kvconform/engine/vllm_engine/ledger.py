@@ -88,9 +88,10 @@ class BlockLedger:
             self.failed.difference_update(blocks)
         return fresh
 
-    def executed(self, requests: list[ScheduledRequest], failed: set[int]) -> None:
-        """The forward of ``requests`` ran, and ``failed`` blocks were reported with it."""
-        self.failed -= self._filled(requests)
+    def executed(self, requests: list[ScheduledRequest], failed: set[int], *, keep: bool = False) -> None:
+        """The forward of ``requests`` ran, and ``failed`` blocks were reported; ``keep`` those of other workers."""
+        if not keep:
+            self.failed -= self._filled(requests)
         self.failed |= failed
 
     def finished(self, requests: list[ScheduledRequest], received: set[str]) -> None:

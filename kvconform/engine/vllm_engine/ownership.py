@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# More tokens than any request has.
+EVERYTHING = 1 << 32
+
 
 @dataclass(frozen=True)
 class Load:
@@ -24,7 +27,7 @@ class Ownership:
 
     A connector may write the slots of a load that was committed to, and slots of the request's own blocks that are not
     computed yet (connectors that move whole blocks overwrite the tail; vLLM's own do). Everything else is protected:
-    the null block, blocks that nobody holds, shared prefixes, computed slots.
+    the null block, blocks that nobody holds, shared prefixes, computed slots, blocks of a request that has ended.
     """
 
     scheduler: Any
@@ -44,7 +47,8 @@ class Ownership:
         group_of = np.full(self.num_blocks, -1)
         tables = self.tables()
         for request_id, groups in tables.items():
-            protected = self.computed.get(request_id, 0)
+            held = self.scheduler.requests[request_id].is_finished()
+            protected = EVERYTHING if held else self.computed.get(request_id, 0)
             for group, table in enumerate(groups):
                 size = self.block_sizes[group]
                 for index, block in enumerate(table):

@@ -28,6 +28,7 @@ _OUTPUT_EXEMPT = frozenset({"new_block_ids_to_zero", "has_sync_kv_loads", "kv_co
 # A request may be adapted before it is scheduled for the first time (contract: ROLE-14, notes).
 _ADAPTING = "on_new_request"
 _OBJECT_LIMIT = 20_000
+_BOUND = "bound connector metadata"
 
 
 class RoleWatch:
@@ -115,6 +116,9 @@ class RoleWatch:
             self._before.pop()
         other = self._connectors["worker" if role == "scheduler" else "scheduler"]
         state = _foreign_state(error, self._connectors[role], other)
+        if role == "worker" and state == _BOUND:
+            # Of the worker role's own making: it was asked outside the time between bind and clear.
+            return
         if state is not None:
             self._history.add(ForeignState(self._number, self._step, role, hook, state))
 
@@ -193,7 +197,7 @@ def _foreign_state(error: BaseException, own: Any, other: Any) -> str | None:
     # KVConnectorBase_V1._get_connector_metadata asserts that metadata is bound.
     innermost = trace.tb_frame.f_code.co_name if trace is not None else ""
     if isinstance(error, AssertionError) and innermost == "_get_connector_metadata":
-        return "bound connector metadata"
+        return _BOUND
     return None
 
 

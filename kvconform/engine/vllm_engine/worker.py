@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ class SimulatedWorker:
         recorder: records the connector's hooks.
         device: where the KV cache lives.
         engine: number of the engine in the history.
+        rank: of this worker.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class SimulatedWorker:
         recorder: Recorder,
         device: torch.device,
         engine: int,
+        rank: int = 0,
     ) -> None:
         from vllm.distributed.kv_transfer import kv_transfer_state
 
         self.vllm_config = vllm_config
         self.kv_cache_config = kv_cache_config
         self.options = options
+        self.rank = rank
         self.requests: dict[str, WorkerRequest] = {}
         self.connector: Any = None
         ConnectorSlot.open()
@@ -84,10 +87,12 @@ class SimulatedWorker:
             kv_transfer_state.ensure_kv_transfer_initialized(vllm_config, kv_cache_config)
             self.connector = kv_transfer_state._KV_CONNECTOR_AGENT
             ConnectorSlot.enter(self.connector)
-            recorder.attach(self.connector, "worker")
+            recorder.attach(self.connector, "worker", rank)
+            if options.hook_order == "never cleared":
+                self.connector.clear_connector_metadata = lambda: None
             with self._memory_pool():
                 views = allocate(vllm_config, kv_cache_config, options.shape, device)
-            self.memory = KVMemory(views, kv_cache_config, engine, GUARD_BYTES)
+            self.memory = KVMemory(views, kv_cache_config, engine, GUARD_BYTES, rank)
             self.layer_names = tuple(self.memory.layers)
             self._bind_layers(views)
             self._active = self._register(views)
@@ -121,9 +126,9 @@ class SimulatedWorker:
         return ActiveKVConnector(self.vllm_config, views)
 
     def handshake_metadata(self) -> dict[tuple[int, int], Any] | None:
-        """What Worker.get_kv_connector_handshake_metadata returns for pipeline rank 0, tensor rank 0."""
+        """What Worker.get_kv_connector_handshake_metadata returns for pipeline rank 0 and its rank."""
         metadata = self.connector.get_handshake_metadata()
-        return None if metadata is None else {(0, 0): metadata}
+        return None if metadata is None else {(0, self.rank): metadata}
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -158,7 +163,11 @@ class SimulatedWorker:
         from vllm.config import set_current_vllm_config
 
         ConnectorSlot.enter(self.connector)
+        if self.options.hook_order == "loads first":
+            output = replace(output, has_sync_kv_loads=True)
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
+            if self.options.hook_order == "bound first":
+                self.connector.bind_connector_metadata(output.kv_connector_metadata)
             run = self._run_v1 if self.options.runner == "v1" else self._run_v2
             return WorkerStep(run(output, requests, forward), requests)
 
@@ -210,6 +219,10 @@ class SimulatedWorker:
                 forward.run(requests)
         self._active.finish_forward()
         return self._active.post_forward(output.finished_req_ids)
+
+    def enter(self) -> None:
+        """This worker has vLLM's process-wide slot now."""
+        ConnectorSlot.enter(self.connector)
 
     def dummy_run(self) -> None:
         """Take the connector out of the process-wide slot for as long as a small forward takes, and put it back.

@@ -6,7 +6,8 @@ import sys
 
 from kvconform.reference import file_store
 
-if "pytest" in sys.modules:
+# What a process has imported that looks for a connector to test, and no process of an engine has.
+if "kvconform.target" in sys.modules:
 
     class DefinedForTestsOnly(file_store.FileStoreConnector):
         """Found by the vendor's tests, and by no vLLM process."""

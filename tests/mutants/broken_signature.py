@@ -194,10 +194,3 @@ class Heartbeat(FileStoreConnector):
         if hasattr(self, "_stop"):
             self._stop.set()
         super().shutdown()
-
-
-class BackendIsDown(FileStoreConnector):
-    """No defect: it cannot be set up here."""
-
-    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
-        raise ConnectionRefusedError("no metadata server at 127.0.0.1:1")

@@ -50,3 +50,10 @@ class Cached(StarArguments):
         return None
 
     requires_piecewise_for_cudagraph = staticmethod(lambda extra_config: False)
+
+
+class BackendIsDown(FileStoreConnector):
+    """No defect: it cannot be set up here."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        raise ConnectionRefusedError("no metadata server at 127.0.0.1:1")

@@ -47,8 +47,16 @@ class PinsThroughPool(FileStoreConnector):
         self.pool.touch(held)
         self.pinned.setdefault(request.request_id, []).extend(held)
 
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        for request_id in scheduler_output.preempted_req_ids or ():
+            self._unpin(request_id)
+        return super().build_connector_meta(scheduler_output)
+
+    def _unpin(self, request_id: str) -> None:
+        self.pool.free_blocks(reversed(self.pinned.pop(request_id, [])))
+
     def request_finished(self, request: Any, block_ids: list[int]) -> Any:
-        self.pool.free_blocks(reversed(self.pinned.pop(request.request_id, [])))
+        self._unpin(request.request_id)
         delayed, _ = super().request_finished(request, block_ids)
         return delayed, {"remote_block_ids": (block_ids,), "weights": [0.5, None, True], "id": "x"}
 

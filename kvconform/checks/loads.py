@@ -1,0 +1,119 @@
+"""The loads of a history: which blocks the connector was to fill for whom, when, and what it reported of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvconform.engine.history import EngineStarted, History, HookCall
+
+
+@dataclass
+class Load:
+    """One load that the scheduler committed to.
+
+    ``blocks`` are those it fills, ``local`` those before them that came from the local prefix cache. ``step`` counts
+    the engine's schedules; a worker works on the n-th metadata in its n-th step. ``received`` is the worker step that
+    reported an asynchronous load in finished_recving.
+    """
+
+    engine: int
+    request: str
+    blocks: tuple[int, ...]
+    local: tuple[int, ...]
+    asynchronous: bool
+    step: int
+    received: int | None = None
+    reported: set[int] = field(default_factory=set)
+
+    def open_at(self, step: int) -> bool:
+        """Whether a failure may be reported for it in the worker's n-th step."""
+        if not self.asynchronous:
+            return self.step == step
+        return self.step <= step and (self.received is None or step <= self.received)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker handed out as failed in its n-th step; ``loads`` are the engine's so far."""
+
+    call: HookCall
+    step: int
+    blocks: tuple[int, ...]
+    requests: tuple[str, ...]
+    loads: tuple[Load, ...]
+
+
+@dataclass
+class _Engine:
+    """What is known of one engine while its events are read. Tokens per block, by KV cache group."""
+
+    block_sizes: tuple[int, ...] = (16,)
+    schedules: int = 1
+    steps: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    matched: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    loads: list[Load] = field(default_factory=list)
+
+
+def reports(history: History) -> Iterator[Report]:
+    """Every report of failed blocks or failed requests, empty ones left out, with the loads known by then."""
+    engines: dict[int, _Engine] = defaultdict(_Engine)
+    for event in history.events:
+        engine = engines[event.engine]
+        if isinstance(event, EngineStarted):
+            engine.block_sizes = event.block_sizes
+        elif isinstance(event, HookCall) and event.error is None:
+            yield from _follow(engine, event)
+
+
+def block_sizes(history: History, engine: int) -> tuple[int, ...]:
+    """Tokens per block of an engine's KV cache groups; one group of 16 if the engine never got that far."""
+    return next((event.block_sizes for event in history.of(EngineStarted) if event.engine == engine), (16,))
+
+
+def _follow(engine: _Engine, call: HookCall) -> Iterator[Report]:
+    worker = getattr(call, "rank", 0) or 0
+    step = engine.steps[worker]
+    match call.hook:
+        case "build_connector_meta":
+            engine.schedules += 1
+        case "bind_connector_metadata":
+            engine.steps[worker] += 1
+        case "get_num_new_matched_tokens":
+            asynchronous = isinstance(call.result, (tuple, list)) and bool(call.result[-1])
+            engine.matched[call.args["request"]] = (call.args["num_computed_tokens"], asynchronous)
+        case "update_state_after_alloc" if call.args["num_external_tokens"] > 0:
+            engine.loads.append(_load(engine, call))
+        case "get_transfer_results":
+            yield from _results(engine, call, step)
+        case "get_block_ids_with_load_errors":
+            failed = tuple(handed_out(call.result))
+            if failed:
+                yield Report(call, step, failed, (), tuple(engine.loads))
+
+
+def _load(engine: _Engine, call: HookCall) -> Load:
+    request, external = call.args["request"], call.args["num_external_tokens"]
+    local, asynchronous = engine.matched.get(request, (0, False))
+    table, size = call.args["block_ids"][0], engine.block_sizes[0]
+    first, last = local // size, -(-(local + external) // size)
+    return Load(call.engine, request, tuple(table[first:last]), tuple(table[:first]), asynchronous, engine.schedules)
+
+
+def _results(engine: _Engine, call: HookCall, step: int) -> Iterator[Report]:
+    if not isinstance(call.result, dict):
+        return
+    failed = tuple(call.result.get("failed_recving") or ())
+    if failed:
+        yield Report(call, step, (), failed, tuple(engine.loads))
+    for request in call.result.get("finished_recving") or ():
+        for load in engine.loads:
+            if load.request == request and load.asynchronous and load.received is None:
+                load.received = step
+
+
+def handed_out(result: Any) -> list[int]:
+    """The block ids in a recorded result of get_block_ids_with_load_errors."""
+    return list(result["set"]) if isinstance(result, dict) and "set" in result else []

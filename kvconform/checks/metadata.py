@@ -1,0 +1,89 @@
+"""META: what build_connector_meta reads, and what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from kvconform.checks.model import Check, Finding
+from kvconform.checks.order import nothing, raised, scheduled_ahead
+from kvconform.engine.history import BlockStateKept, History, HookCall
+
+
+def _first_without_blocks(history: History) -> Iterator[HookCall]:
+    """Per engine the first build_connector_meta of a step in which a running request got no new block."""
+    seen: set[int] = set()
+    for call in history.calls("build_connector_meta"):
+        if call.args.get("no_new_blocks") and call.engine not in seen:
+            seen.add(call.engine)
+            yield call
+
+
+def _no_blocks_refused(history: History) -> Iterator[Finding]:
+    ahead = scheduled_ahead(history)
+    for call in _first_without_blocks(history):
+        # A step that is scheduled ahead of results may be refused for that.
+        if call.error is not None and id(call) not in ahead:
+            requests = tuple(call.args["no_new_blocks"])
+            yield Finding(
+                "META-04",
+                "new_block_ids None means that a running request got no new block",
+                f"{raised(call)}; this is the first step in which it is None, for {', '.join(requests)}",
+                call,
+                requests=requests,
+            )
+
+
+def _no_blocks_taken(history: History) -> Mapping[str, int]:
+    calls = history.calls("build_connector_meta")
+    return {
+        "running requests without new blocks": sum(
+            len(c.args.get("no_new_blocks", ())) for c in calls if c.error is None
+        )
+    }
+
+
+def _state_kept(history: History) -> Iterator[Finding]:
+    for event in history.of(BlockStateKept):
+        yield Finding(
+            "META-09",
+            "kv_connector_block_state is read during build_connector_meta only",
+            f"it is kept {event.where} after the scheduler has dropped it",
+            event,
+        )
+        return
+
+
+def _outputs_built(history: History) -> Mapping[str, int]:
+    return {"scheduler outputs": sum(call.error is None for call in history.calls("build_connector_meta"))}
+
+
+def blocks_passed_on(history: History) -> Mapping[str, int]:
+    """Blocks of finished loads that another request's load or computation got later."""
+    loaded: dict[tuple[int, int], str] = {}
+    passed = 0
+    for call in history.calls("update_state_after_alloc"):
+        groups = call.args["block_ids"]
+        for block in {block for group in groups for block in group} - {0}:
+            owner = loaded.pop((call.engine, block), call.args["request"])
+            passed += owner != call.args["request"]
+            if call.args["num_external_tokens"] > 0:
+                loaded[call.engine, block] = call.args["request"]
+    return {"blocks of earlier loads given to others": passed}
+
+
+def _ids_again(history: History) -> Mapping[str, int]:
+    ended: set[tuple[int, str]] = set()
+    again = 0
+    for call in history.calls("build_connector_meta"):
+        again += sum((call.engine, request) in ended for request in call.args.get("new", ()))
+        ended -= {(call.engine, request) for request in call.args.get("new", ())}
+        ended |= {(call.engine, request) for request in call.args.get("finished", ())}
+    return {"request ids used again": again}
+
+
+CHECKS = (
+    Check("META-02", nothing, blocks_passed_on, "no block of a load was given to another request"),
+    Check("META-04", _no_blocks_refused, _no_blocks_taken, "no running request went on without a new block"),
+    Check("META-09", _state_kept, _outputs_built, "no step was scheduled"),
+    Check("META-12", nothing, _ids_again, "no request id was used again"),
+)

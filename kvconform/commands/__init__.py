@@ -1,0 +1,1 @@
+"""The commands of ``kvconform``, by subject. None of these modules imports torch or vLLM."""

@@ -1,0 +1,238 @@
+"""The workers of one engine: building them, running a step on each, and what the executor makes of their outputs."""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kvconform.engine.history import Arrived, ForwardFailed, MetadataBound, Stray
+from kvconform.engine.vllm_engine.arrivals import wrong_slots
+from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
+from kvconform.engine.vllm_engine.ledger import GroupBlocks
+from kvconform.engine.vllm_engine.ranks import RankWorld
+from kvconform.engine.vllm_engine.reports import watched
+from kvconform.engine.vllm_engine.worker import SimulatedWorker
+from kvconform.kvcache.provenance import describe
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    from kvconform.engine.vllm_engine.engine import VllmEngine
+
+
+class Execution:
+    """The executor's part of an engine.
+
+    With one worker its output is passed on as it is (UniProcExecutor); those of several go through vLLM's
+    KVOutputAggregator (MultiprocExecutor.execute_model, 0.32.0).
+    """
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self._engine = engine
+        self._ranks = RankWorld(engine.options.workers)
+        self.workers: list[SimulatedWorker] = []
+        self._running: SimulatedWorker | None = None
+        self._fresh: list[GroupBlocks] | None = None
+        self._aggregator: Any = None
+        self._late: deque[tuple[set[str], set[str]]] = deque([(set(), set())] * engine.options.late_steps)
+        self.fail_after: int | None = None
+        engine.recorder.after["handle_preemptions"] = self._after_handle_preemptions
+        for hook in ("bind_connector_metadata", "clear_connector_metadata"):
+            engine.recorder.after[hook] = lambda *_, hook=hook: self._after_binding(hook)
+
+    # -- start-up and end ------------------------------------------------------------------------------------------
+
+    def build(self, config: KVCacheConfig, device: torch.device) -> None:
+        """Build the workers, rank 0 first."""
+        import copy
+
+        from vllm.config import set_current_vllm_config
+
+        engine = self._engine
+        for rank in range(self._ranks.size):
+            own = self._ranks.config_of(engine.vllm_config, rank)
+            with self._ranks.of(rank), set_current_vllm_config(own):
+                plan = config if rank == 0 else copy.deepcopy(config)
+                self.workers.append(
+                    SimulatedWorker(own, plan, engine.options, engine.recorder, device, engine.number, rank)
+                )
+        self._ranks.built()
+
+    def connect(self, scheduler_connector: Any) -> None:
+        """The aggregator is made once the scheduler role is there (Executor.init_kv_output_aggregator)."""
+        from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
+
+        if self._ranks.size == 1:
+            scheduler_connector.get_finished_count()
+        else:
+            self._aggregator = KVOutputAggregator.from_connector(scheduler_connector, self._ranks.size)
+
+    def handshake_metadata(self) -> list[dict[tuple[int, int], Any] | None]:
+        """Every worker's handshake metadata."""
+        collected = []
+        for worker in self.workers:
+            with self._ranks.of(worker.rank):
+                collected.append(worker.handshake_metadata())
+        return collected
+
+    def dummy_run(self) -> None:
+        """A dummy run on every worker."""
+        for worker in self.workers:
+            with self._ranks.of(worker.rank):
+                worker.enter()
+                worker.dummy_run()
+
+    def shutdown(self) -> None:
+        """Shut the workers' connectors down; the last one first, so that the first one leaves the slot last."""
+        for worker in reversed(self.workers):
+            with self._ranks.of(worker.rank):
+                worker.shutdown()
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def run(self, output: Any, partial: dict[str, bool]) -> Any:
+        """Run a step on every worker; returns what the executor would return.
+
+        ``partial`` tells the requests whose prompt is not complete after this step.
+        """
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        engine = self._engine
+        self._fresh = None
+        forwards: list[LayerForward] = []
+        outputs = []
+        requests: list[ScheduledRequest] = []
+        failing, self.fail_after = (self.fail_after, None) if output.num_scheduled_tokens else (None, self.fail_after)
+        if failing is not None:
+            engine.history.add(ForwardFailed(engine.number, engine.steps))
+        for worker in self.workers:
+            if worker is not self.workers[0]:
+                # Each worker process unpickles its own.
+                output = pickle.loads(pickle.dumps(output))
+            requests = worker.update_requests(output)
+            self._know(requests)
+            forward = self._forward(worker)
+            forward.fail_after = failing
+            forwards.append(forward)
+            self._running = worker
+            with self._ranks.of(worker.rank):
+                connector_output = worker.run(output, requests, forward).kv_connector_output
+            invalid = set(getattr(connector_output, "invalid_block_ids", None) or ())
+            self._check(worker, "while saving, and collecting results")
+            ids = [request.request_id for request in requests]
+            chains = engine.chains
+            sampled = {r.request_id: chains[r.request_id].next_token(r.computed + r.scheduled) for r in requests}
+            crossed = engine.cross("worker output", connector_output)
+            if worker is self.workers[-1] and self._late:
+                crossed = self._delayed(crossed)
+            outputs.append(
+                ModelRunnerOutput(
+                    req_ids=ids,
+                    req_id_to_index={request_id: index for index, request_id in enumerate(ids)},
+                    sampled_token_ids=[[] if partial[i] else [sampled[i]] for i in ids],
+                    logprobs=None,
+                    prompt_logprobs_dict={},
+                    pooler_output=None,
+                    kv_connector_output=crossed,
+                )
+            )
+            engine.ledger.executed(requests, invalid, keep=worker is not self.workers[0])
+        for forward in forwards:
+            forward.report(engine.history, engine.number, engine.steps, requests, engine.ledger.failed)
+        for event in watched(outputs, engine.number, engine.steps):
+            engine.history.add(event)
+        result = outputs[0] if self._aggregator is None else self._aggregator.aggregate(outputs, 0)
+        self._note_arrivals(result.kv_connector_output)
+        received = set(getattr(result.kv_connector_output, "finished_recving", None) or ())
+        engine.ledger.finished(requests, received)
+        return result
+
+    def _know(self, requests: list[ScheduledRequest]) -> None:
+        engine = self._engine
+        for request in requests:
+            chain = engine.chains[request.request_id]
+            engine.provenance.know(request.request_id, chain, request.computed + request.scheduled)
+
+    def _forward(self, worker: SimulatedWorker) -> LayerForward:
+        from kvconform.engine.vllm_engine.layers import with_layer_hooks
+
+        engine = self._engine
+        return LayerForward(
+            memory=worker.memory,
+            provenance=engine.provenance,
+            chains=engine.chains,
+            windows=engine.windows,
+            external=engine.ledger.external,
+            checkpoint=lambda phase: self._check(worker, phase),
+            hooked=with_layer_hooks,
+        )
+
+    def _delayed(self, output: Any) -> Any:
+        """The last worker's output with the completions of some steps ago."""
+        from vllm.v1.outputs import KVConnectorOutput
+
+        output = KVConnectorOutput() if output is None else output
+        self._late.append((set(output.finished_sending or ()), set(output.finished_recving or ())))
+        sent, received = self._late.popleft()
+        output.finished_sending, output.finished_recving = sent or None, received or None
+        return output
+
+    def _note_arrivals(self, connector_output: Any) -> None:
+        """Compare the loads that are reported as complete; a request that has ended meanwhile has no use for them."""
+        engine = self._engine
+        failed_ids = getattr(connector_output, "failed_recving", None) or ()
+        for request_id in getattr(connector_output, "finished_recving", None) or ():
+            load = engine.ownership.loads.get(request_id)
+            request = engine.scheduler.requests.get(request_id)
+            if load is None or not load.asynchronous or request is None or request.is_finished():
+                continue
+            table = engine.ownership.tables()[request_id]
+            chain = engine.chains[request_id]
+            found = (
+                each
+                for worker in self.workers
+                for each in wrong_slots(worker.memory, chain, table, load.first, load.last)
+            )
+            layer, wrong, blocks = next(found, ("", 0, ()))
+            failed = request_id in failed_ids or not engine.ledger.failed.isdisjoint(blocks)
+            tokens = load.last - load.first
+            engine.history.add(Arrived(engine.number, engine.steps, request_id, tokens, layer, wrong, blocks, failed))
+
+    # -- what the connectors do ------------------------------------------------------------------------------------
+
+    def _after_handle_preemptions(self, *_: Any) -> None:
+        """From here on the engine may overwrite every block that this step handed out (contract: PRE-02, FIN-13)."""
+        assert self._running is not None
+        self._check(self._running, "in handle_preemptions")
+        if self._fresh is None:
+            self._fresh = self._engine.ledger.take_fresh()
+        for group, blocks in self._fresh:
+            self._running.memory.poison(blocks, group)
+
+    def _after_binding(self, hook: str) -> None:
+        if self._running is not None:
+            answer = repr(self._running.connector.has_connector_metadata())
+            self._engine.history.add(MetadataBound(self._engine.number, self._engine.steps, hook, answer))
+
+    def check_writes(self, phase: str) -> None:
+        """Record every write of any worker's connector to a place that it must not touch."""
+        for worker in self.workers:
+            self._check(worker, phase)
+
+    def _check(self, worker: SimulatedWorker, phase: str) -> None:
+        engine = self._engine
+        first_writable, group_of = engine.ownership.writable()
+        for write in worker.memory.audit(first_writable, group_of):
+            origins: tuple[str, ...] = ()
+            if write.observed is not None:
+                identified = engine.provenance.identify(write.observed.numpy())
+                origins = describe(write.slots, identified, write.layer, worker.rank)
+            owners = engine.ownership.owners(write.block) if write.block > 0 else ()
+            requests = engine.scheduler.requests
+            held = bool(owners) and all(requests[owner].is_finished() for owner in owners)
+            engine.history.add(
+                Stray(engine.number, engine.steps, phase, write.layer, write.block, write.slots, owners, origins, held)
+            )

@@ -1,0 +1,90 @@
+"""Where vLLM's code and the connector's hooks run: whatever they raise ends the engine, as in an engine core."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from kvconform.engine.history import Crossing, EngineRaised, History, Unsimulated
+from kvconform.engine.instrument import Recorder, describe_error
+from kvconform.engine.protocol import EngineStopped
+
+T = TypeVar("T")
+
+
+class NotSimulated(NotImplementedError):
+    """A connector asked for something that the kit does not simulate; no defect of the connector."""
+
+
+class PlannedFailure(Exception):
+    """The scenario made the forward raise; as in vLLM, the engine ends with it."""
+
+
+class Guard:
+    """Runs calls, and takes what crosses between processes through serialisation.
+
+    Args:
+        history: where failures go.
+        recorder: knows which hook raised last.
+        clock: tells (engine number, step).
+    """
+
+    def __init__(self, history: History, recorder: Recorder, clock: Callable[[], tuple[int, int]]) -> None:
+        self._history = history
+        self._recorder = recorder
+        self._clock = clock
+        self.stopped = False
+
+    def run(self, during: str, call: Callable[[], T]) -> T:
+        """Run vLLM's code.
+
+        Raises:
+            EngineStopped: it raised now, or the engine was dead already.
+        """
+        if self.stopped:
+            raise EngineStopped("the engine is dead")
+        self._recorder.raised.hook = self._recorder.raised.error = None
+        try:
+            return call()
+        except EngineStopped:
+            raise
+        except Exception as error:
+            if isinstance(error, PlannedFailure):
+                self.stopped = True
+                raise EngineStopped(f"{during}: {error}") from error
+            unsimulated = _in_chain(error, NotSimulated)
+            if unsimulated is not None:
+                self.stopped = True
+                self._history.add(Unsimulated(*self._clock(), str(unsimulated)))
+                raise EngineStopped(str(unsimulated)) from error
+            text, where = describe_error(error)
+            cause = self._recorder.raised
+            same = cause.error is not None and _in_chain(error, cause.error) is not None
+            self._stop(during, text, where, cause.hook if same else None)
+
+    def pickled(self, what: str, value: T) -> T:
+        """A copy of ``value``, made by the pickler that vLLM's message queue uses."""
+        try:
+            data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+            crossed: T = pickle.loads(data)
+        except Exception as error:
+            text, where = describe_error(error)
+            self._history.add(Crossing(*self._clock(), what, 0, text))
+            self._stop(f"serialising the {what}", text, where, None)
+        self._history.add(Crossing(*self._clock(), what, len(data)))
+        return crossed
+
+    def _stop(self, during: str, text: str, where: str, hook: str | None) -> NoReturn:
+        self.stopped = True
+        self._history.add(EngineRaised(*self._clock(), during, text, where, hook))
+        raise EngineStopped(f"{during}: {text}")
+
+
+def _in_chain(error: BaseException | None, cause: BaseException | type[BaseException]) -> BaseException | None:
+    """The exception in the chain behind ``error`` that is ``cause``, or of that class."""
+    while error is not None:
+        if error is cause or (isinstance(cause, type) and isinstance(error, cause)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

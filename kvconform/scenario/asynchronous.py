@@ -1,0 +1,165 @@
+"""Scenario families for loads that take longer than a step: several at once, aborted ones, ids that are used again.
+
+How long a transfer takes is the connector's affair, so each family tries several moments. A connector whose loads
+are done within their step passes through the same states with nothing under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from kvconform.engine.options import EngineOptions, Runner
+from kvconform.scenario.program import Abort, Action, Add, Drain, ForgetLocal, PreemptAll, Program, RequestSpec, Step
+from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
+
+Prompt = tuple[tuple[int, int], ...]
+
+LONG: Prompt = ((1, 3 * BLOCK + 1),)
+OTHER: Prompt = ((2, 2 * BLOCK + 5),)
+
+
+def stored(*prompts: Prompt) -> list[Action]:
+    """Compute the prompts and drop them from the local cache."""
+    adds = [Add(RequestSpec(f"store{index}", prompt)) for index, prompt in enumerate(prompts)]
+    return [*adds, Drain(), ForgetLocal()]
+
+
+def _options() -> st.SearchStrategy[EngineOptions]:
+    return st.builds(lambda runner: EngineOptions(runner=runner), st.sampled_from(RUNNERS))
+
+
+# -- several loads at once --
+
+
+def _together(prompts: Sequence[Prompt], copies: int, options: EngineOptions) -> Program:
+    adds: list[Action] = [
+        Add(RequestSpec(f"reload{index}.{copy}", prompt, 2))
+        for index, prompt in enumerate(prompts)
+        for copy in range(copies)
+    ]
+    return Program("loads at once", options, (*stored(*prompts), *adds, Drain()))
+
+
+def _one_by_one(program: Program) -> Program:
+    actions: list[Action] = []
+    for action in program.actions:
+        actions.append(action)
+        if isinstance(action, Add) and action.request.id.startswith("reload"):
+            actions += [Drain(), ForgetLocal()]
+    return replace(program, actions=tuple(actions))
+
+
+def loads_at_once() -> Family:
+    """Several loads of the same prompt, and of another one, in the same step."""
+    examples = (
+        _together((LONG, OTHER), 2, EngineOptions()),
+        _together((((1, 1),), ((2, BLOCK + 1),), LONG), 1, EngineOptions(runner="v1")),
+    )
+    lengths = st.integers(1, 4 * BLOCK)
+    prompts = st.lists(lengths, min_size=1, max_size=3).map(lambda ns: [((i, n),) for i, n in enumerate(ns, 1)])
+    drawn = st.builds(_together, prompts, st.integers(1, 3), _options())
+    return Family("loads at once", "ASYNC-13", examples, drawn, "other loads under way", _one_by_one)
+
+
+# -- aborts --
+
+
+def _aborted(steps: int, prompt: Prompt, options: EngineOptions) -> Program:
+    """A reload is aborted after some steps; others take its blocks, and the prompt is reloaded once more."""
+    actions: list[Action] = [
+        *stored(prompt, OTHER),
+        Add(RequestSpec("reload", prompt, 4)), Add(RequestSpec("beside", OTHER, 6)), Step(steps), Abort("reload"),
+        # As many blocks as there are: the aborted request's are among them as soon as they are free.
+        Add(RequestSpec("taker", ((3, 5 * BLOCK + 3),), 3)), Step(2),
+        Add(RequestSpec("taker2", ((4, 5 * BLOCK + 3),), 3)), Drain(),
+        ForgetLocal(), Add(RequestSpec("again", prompt, 2)), Drain(),
+    ]  # fmt: skip
+    tight = replace(options, shape=replace(options.shape, num_blocks=13))
+    return Program("aborted loads", tight, tuple(actions))
+
+
+def _without_aborts(program: Program) -> Program:
+    return replace(program, actions=tuple(action for action in program.actions if not isinstance(action, Abort)))
+
+
+def aborted_loads() -> Family:
+    """A request that is aborted before, while and after its KV is loaded."""
+    moments: tuple[tuple[int, Runner], ...] = ((1, "v2"), (2, "v1"), (3, "v2"))
+    examples = tuple(_aborted(steps, LONG, EngineOptions(runner=runner)) for steps, runner in moments)
+    prompts = st.integers(BLOCK, 4 * BLOCK).map(lambda n: ((1, n),))
+    drawn = st.builds(_aborted, st.integers(1, 8), prompts, _options())
+    return Family("aborted loads", "ASYNC-09", examples, drawn, "aborts", _without_aborts)
+
+
+# -- ids that are used again --
+
+
+def _again(steps: int, first: Prompt, second: Prompt, options: EngineOptions) -> Program:
+    """An id that was loaded, and aborted or done, is given to a request of another prompt."""
+    actions: list[Action] = [
+        *stored(first, second),
+        Add(RequestSpec("r", first, 3)), Step(steps), Abort("r"), Drain(), ForgetLocal(),
+        Add(RequestSpec("r", second, 3)), Drain(), ForgetLocal(), Add(RequestSpec("r", first, 3)), Drain(),
+    ]  # fmt: skip
+    return Program("ids used again", options, tuple(actions))
+
+
+def _fresh_ids(program: Program) -> Program:
+    actions: list[Action] = []
+    lives = 0
+    for action in program.actions:
+        if isinstance(action, Add) and action.request.id == "r":
+            lives += 1
+            actions.append(Add(replace(action.request, id=f"r{lives}")))
+        else:
+            actions.append(Abort(f"r{lives}") if isinstance(action, Abort) else action)
+    return replace(program, actions=tuple(actions))
+
+
+def ids_used_again() -> Family:
+    """The same request id several times, as clients that choose their own ids may do."""
+    examples = (
+        _again(1, LONG, OTHER, EngineOptions()),
+        _again(2, OTHER, LONG, EngineOptions(runner="v1")),
+        _again(9, LONG, OTHER, EngineOptions()),
+    )
+    drawn = st.builds(
+        _again,
+        st.integers(1, 9),
+        st.integers(1, 4 * BLOCK).map(lambda n: ((1, n),)),
+        st.integers(1, 4 * BLOCK).map(lambda n: ((2, n),)),
+        _options(),
+    )
+    return Family("ids used again", "ASYNC-22", examples, drawn, "using an id again", _fresh_ids)
+
+
+# -- preempted, then loaded --
+
+
+def _preempted(steps: int, lengths: Sequence[int], options: EngineOptions) -> Program:
+    """Requests that compute are all preempted, and find what they had computed in the store."""
+    adds: list[Action] = [Add(RequestSpec(f"r{i}", ((10 + i, n),), 12)) for i, n in enumerate(lengths)]
+    again: list[Action] = [Add(RequestSpec(f"again{i}", ((10 + i, n),), 2)) for i, n in enumerate(lengths)]
+    actions: list[Action] = [*adds, Step(steps), PreemptAll(), Step(2), PreemptAll(), Drain(), ForgetLocal(), *again]
+    return Program("all preempted", options, (*actions, Drain()))
+
+
+def _not_preempted(program: Program) -> Program:
+    return replace(program, actions=tuple(action for action in program.actions if not isinstance(action, PreemptAll)))
+
+
+def all_preempted() -> Family:
+    """All running requests are preempted between two steps, twice, and resumed on what was saved of them."""
+    lengths = (3 * BLOCK + 1, 2 * BLOCK, BLOCK + 7)
+    examples = (
+        _preempted(1, lengths, EngineOptions()),
+        _preempted(3, lengths, EngineOptions(runner="v1")),
+        _preempted(9, lengths, EngineOptions()),
+    )
+    drawn = st.builds(
+        _preempted, st.integers(1, 12), st.lists(st.integers(1, 4 * BLOCK), min_size=2, max_size=4), _options()
+    )
+    return Family("all preempted", "PRE-08", examples, drawn, "preempting everything", _not_preempted)

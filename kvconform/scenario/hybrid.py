@@ -1,0 +1,61 @@
+"""Scenario families for models with several KV cache groups."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from kvconform.checks.hybrid import rule_of
+from kvconform.engine.options import EngineOptions
+from kvconform.kvcache.shape import KVCacheShape, LayerShape
+from kvconform.scenario.program import Add, Drain, ForgetLocal, Program, RequestSpec
+from kvconform.scenario.transfer import RUNNERS, Family, store_then_reload
+
+WINDOW = 40
+#: A window that is no multiple of the block, so that it begins inside one.
+WINDOWED = KVCacheShape((LayerShape(2), LayerShape(2, kind="sliding_window", sliding_window=WINDOW)), num_blocks=64)
+#: Pages of equal size with twice as many tokens of half as many heads.
+TWO_SIZES = KVCacheShape(
+    (
+        LayerShape(2, num_kv_heads=4),
+        LayerShape(2, num_kv_heads=2, block_size=32, kind="sliding_window", sliding_window=WINDOW),
+    ),
+    num_blocks=64,
+)
+ONE_GROUP = KVCacheShape((LayerShape(4),), num_blocks=64)
+_PROMPTS = [((1, 120),), ((2, 40),), ((3, 71),)]
+
+
+def _on(shape: KVCacheShape) -> list[Program]:
+    reloads = tuple(store_then_reload(_PROMPTS, 3))
+    first = RequestSpec("first", ((4, 50),), 60)
+    turns = (
+        Add(first), Drain(), ForgetLocal(), Add(RequestSpec("second", ((5, 20),), 2, continues=first)), Drain(),
+    )  # fmt: skip
+    programs = [Program("several groups", EngineOptions(shape, runner=runner), reloads) for runner in RUNNERS]
+    chunks = EngineOptions(shape, max_num_batched_tokens=50, max_num_seqs=8)
+    return [*programs, Program("several groups", chunks, reloads), Program("several groups", chunks, turns)]
+
+
+def several_groups() -> Family:
+    """Full attention beside sliding windows; the control has one group of full attention."""
+    programs = tuple(_on(WINDOWED))
+
+    def control(program: Program) -> Program:
+        return replace(program, options=replace(program.options, shape=ONE_GROUP))
+
+    situation = "a second KV cache group with a sliding window"
+    return Family("several groups", "HMA-02", programs, st.sampled_from(programs), situation, control, sort=rule_of)
+
+
+def two_block_sizes() -> Family:
+    """The same with blocks of 16 tokens in one group and of 32 in the other."""
+    programs = tuple(_on(TWO_SIZES))
+
+    def control(program: Program) -> Program:
+        return replace(program, options=replace(program.options, shape=WINDOWED))
+
+    situation = "groups of different block sizes"
+    general = several_groups()
+    return Family("several groups", "HMA-08", programs, st.sampled_from(programs), situation, control, general=general)

@@ -1,0 +1,112 @@
+"""Scenario families for resets of the connector's cache, and for pauses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from hypothesis import strategies as st
+
+from kvconform.engine.options import EngineOptions
+from kvconform.scenario.program import (
+    Action,
+    Add,
+    Drain,
+    ForgetLocal,
+    Pause,
+    Program,
+    RequestSpec,
+    ResetConnector,
+    Resume,
+    Step,
+)
+from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload
+
+_OPTIONS = st.builds(lambda runner: EngineOptions(runner=runner), st.sampled_from(RUNNERS))
+_LENGTHS = st.lists(st.sampled_from([BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 1, 45]), min_size=1, max_size=2)
+
+
+def _without_resets(program: Program) -> Program:
+    """The local cache is dropped all the same, so that the requests afterwards ask for what they asked for."""
+    actions = tuple(ForgetLocal() if isinstance(action, ResetConnector) else action for action in program.actions)
+    return replace(program, actions=actions)
+
+
+def _between(lengths: Sequence[int], options: EngineOptions) -> Program:
+    prompts = [((i + 1, n),) for i, n in enumerate(lengths)]
+    actions = [*store_then_reload(prompts, 2), ForgetLocal(), ResetConnector()]
+    for name in ("after", "again", "third", "fourth"):
+        for index, prompt in enumerate(prompts):
+            actions += [Add(RequestSpec(f"{name}{index}", prompt, 2)), Drain()]
+        actions.append(ForgetLocal())
+    return Program("reset", options, tuple(actions))
+
+
+def between_steps() -> Family:
+    """Stored, found, reset: not found any more; computed again: found again."""
+    examples = tuple(_between((3 * BLOCK + 1, BLOCK + 5), EngineOptions(runner=runner)) for runner in RUNNERS)
+    drawn = st.builds(_between, _LENGTHS, _OPTIONS)
+    return Family("reset", "RST-03", examples, drawn, "a reset of the connector", _without_resets)
+
+
+def _amid(length: int, steps: Sequence[int], tokens: int, options: EngineOptions) -> Program:
+    """Two loading requests and one that computes live through resets."""
+    stored, fresh = ((1, length),), ((3, 2 * BLOCK + 3),)
+    actions: list[Action] = [
+        Add(RequestSpec("store", stored)), Add(RequestSpec("other", ((2, length + 4),))), Drain(), ForgetLocal(),
+        Add(RequestSpec("loading", stored, tokens)), Add(RequestSpec("loading2", ((2, length + 4),), tokens)),
+        Add(RequestSpec("computing", fresh, tokens)),
+    ]  # fmt: skip
+    for count in steps:
+        actions += [Step(count), ResetConnector()] if count else [ResetConnector()]
+    actions += [Drain(), ForgetLocal()]
+    for name, prompt in (("after", stored), ("after2", fresh), ("again", stored)):
+        actions += [Add(RequestSpec(name, prompt, 2)), Drain(), ForgetLocal()]
+    return Program("reset amid traffic", options, tuple(actions))
+
+
+def amid_traffic() -> Family:
+    """A reset before a request is admitted, in the step after, while it decodes."""
+    examples = (
+        _amid(3 * BLOCK + 1, (1,), 4, EngineOptions()),
+        _amid(2 * BLOCK + 1, (0, 1, 1), BLOCK + 4, EngineOptions(runner="v1")),
+    )
+    drawn = st.builds(
+        _amid,
+        st.sampled_from([BLOCK + 1, 3 * BLOCK]),
+        st.lists(st.integers(0, 4), min_size=1, max_size=3),
+        st.sampled_from([2, BLOCK + 3]),
+        _OPTIONS,
+    )
+    return Family("reset amid traffic", "RST-03", examples, drawn, "a reset of the connector", _without_resets)
+
+
+def _without_pauses(program: Program) -> Program:
+    kept = tuple(action for action in program.actions if not isinstance(action, (Pause, Resume)))
+    return replace(program, actions=kept)
+
+
+def _paused(what: Literal["new", "all"], before: int, length: int, options: EngineOptions) -> Program:
+    """Paused with requests waiting, loading and running."""
+    prompt = ((1, length),)
+    actions: list[Action] = [
+        Add(RequestSpec("store", prompt)), Drain(), ForgetLocal(),
+        Add(RequestSpec("running", ((2, 2 * BLOCK + 1),), 8)), Step(2),
+        Add(RequestSpec("reload", prompt, 3)), *([Step(before)] if before else []),
+        Pause(what), Step(3), Add(RequestSpec("late", ((3, BLOCK + 2),), 2)), Step(2), Resume(), Drain(),
+        ForgetLocal(), Add(RequestSpec("again", prompt, 2)), Drain(),
+    ]  # fmt: skip
+    return Program("pause", options, tuple(actions))
+
+
+def paused() -> Family:
+    """Steps go on while nothing, or nothing new, is scheduled."""
+    examples = (
+        _paused("all", 1, 3 * BLOCK + 1, EngineOptions()),
+        _paused("new", 0, 3 * BLOCK + 1, EngineOptions(runner="v1")),
+    )
+    drawn = st.builds(
+        _paused, st.sampled_from(["new", "all"]), st.integers(0, 3), st.sampled_from([BLOCK + 1, 3 * BLOCK]), _OPTIONS
+    )
+    return Family("pause", "RST-05", examples, drawn, "a pause", _without_pauses)

@@ -1,0 +1,154 @@
+"""FAIL, RST, SHUT, STAT and EVT on histories made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from histories import alloc, found, match, raised, witness
+
+from kvconform.checks import CHECKS_BY_RULE
+from kvconform.engine.history import (
+    CacheReset,
+    EngineStarted,
+    Event,
+    EventsPublished,
+    HookCall,
+    ProgramAction,
+    StatisticsTaken,
+)
+
+START = EngineStarted(1, 0, (16,), "recompute")
+
+
+def step(number: int, failed: Any = (), *, request: str = "r1", load: int = 0, local: int = 0, **more: Any) -> Any:
+    """One step: perhaps a load is promised, metadata built and bound, results and failed blocks handed out."""
+    asynchronous, received = more.get("asynchronous", False), more.get("received", ())
+    results = {"finished_sending": [], "finished_recving": list(received), "failed_recving": more.get("lost", [])}
+    promise: list[Event] = []
+    if load:
+        promise = [match((load, asynchronous), request=request, computed=local, step=number)]
+        promise.append(alloc(load, request=request, step=number))
+    errors = {"set": list(failed)} if isinstance(failed, (tuple, list)) else failed
+    return (
+        *promise,
+        HookCall(1, number, "scheduler", "build_connector_meta"),
+        HookCall(1, number, "worker", "bind_connector_metadata"),
+        HookCall(1, number, "worker", "get_transfer_results", {}, results),
+        HookCall(1, number, "worker", "get_block_ids_with_load_errors", {}, errors),
+    )
+
+
+REPORTS = ("FAIL-01", "FAIL-02", "FAIL-03", "FAIL-04", "FAIL-05", "FAIL-07", "FAIL-12")
+
+
+def rules(*events: Event) -> list[str]:
+    return [rule for rule in REPORTS if found(rule, START, *events)]
+
+
+def test_a_report_in_the_step_that_loads_is_right() -> None:
+    events = step(1, [1, 3], load=48)
+    assert rules(*events) == []
+    assert witness("FAIL-03", START, *events) == 1
+
+
+@pytest.mark.parametrize(("later", "rule"), [(2, "FAIL-03"), (9, "FAIL-04")])
+def test_a_report_after_the_step_is_late_and_much_later_it_is_foreign(later: int, rule: str) -> None:
+    between = [event for number in range(2, later) for event in step(number)]
+    assert rules(*step(1, load=48), *between, *step(later, [1])) == [rule]
+
+
+def test_a_block_reported_twice_for_one_load() -> None:
+    assert rules(*step(1, [1], load=48), *step(2, [1])) == ["FAIL-01"]
+
+
+def test_a_block_that_fails_in_two_loads_is_reported_twice() -> None:
+    assert rules(*step(1, [1], load=48), *step(2, [1], load=48)) == []
+
+
+def test_a_local_block_and_one_that_nobody_loads() -> None:
+    assert rules(*step(1, [1], load=32, local=16)) == ["FAIL-07"]
+    assert rules(*step(1, [7], load=48)) == ["FAIL-04"]
+
+
+def test_an_asynchronous_load_may_be_reported_in_parts_and_again_until_it_was_received() -> None:
+    loading = (*step(1, [1], load=48, asynchronous=True), *step(2, [1, 2]))
+    assert rules(*loading, *step(3, [3], received=["r1"])) == []
+    assert rules(*loading, *step(3, received=["r1"]), *step(4, [3])) == ["FAIL-02"]
+
+
+def test_failed_recving_is_for_asynchronous_loads() -> None:
+    assert rules(*step(1, load=48, lost=["r1"])) == ["FAIL-12"]
+    assert rules(*step(1, load=48, asynchronous=True, lost=["r1"], received=["r1"])) == []
+
+
+def test_block_ids_with_several_groups() -> None:
+    events = (EngineStarted(1, 0, (16, 32), "recompute"), *step(1, [1], load=48))
+    assert len(found("FAIL-05", *events)) == 1
+
+
+@pytest.mark.parametrize("answer", [None, "<builtins.list>"])
+def test_only_a_set_is_a_set(answer: Any) -> None:
+    assert rules(*step(1, answer)) == ["FAIL-01"]
+
+
+# -- resets ------------------------------------------------------------------------------------------------------
+
+
+def added(request: str, tokens: int = 49, number: int = 0) -> ProgramAction:
+    return ProgramAction(1, number, "add", {"request": request, "tokens": list(range(tokens))})
+
+
+def reset(answer: Any = True, *, inherits: bool = False) -> tuple[Event, ...]:
+    asked = HookCall(1, 5, "scheduler", "reset_cache", {}, answer)
+    return asked, CacheReset(1, 5, True, True, connector=True, inherits=inherits)
+
+
+def done(request: str) -> HookCall:
+    return HookCall(1, 4, "scheduler", "request_finished", {"request": request, "status": "X", "block_ids": []})
+
+
+def test_a_hit_on_what_was_stored_before_a_reset() -> None:
+    before, after = (added("a"), done("a")), (added("b"), match((48, False), request="b", step=6))
+    assert found("RST-02", *before, *reset(), *after)
+    assert not found("RST-02", *before, *reset(False), *after)
+    assert not found("RST-02", *before, *reset(inherits=True), *after)
+
+
+def test_a_hit_on_what_came_or_lived_after_a_reset() -> None:
+    hit = match((48, False), request="b", step=6)
+    assert not found("RST-02", added("a"), *reset(), added("b"), hit)
+    assert not found("RST-02", *reset(), added("a"), added("b"), hit)
+
+
+def test_a_reset_has_three_answers() -> None:
+    assert [bool(found("RST-01", *reset(answer))) for answer in (True, False, None, 0)] == [False, False, False, True]
+
+
+def test_a_prompt_that_is_never_found_again() -> None:
+    served = (added("a"), match((48, False), request="a"), done("a"))
+    misses = [event for n in range(3) for event in (added(f"b{n}"), match((0, False), request=f"b{n}", step=6 + n))]
+    assert found("RST-07", *served, *reset(), *misses)
+    assert not found("RST-07", *served, *reset(), *misses[:4])
+
+
+def test_a_local_reset_of_an_idle_engine_that_fails() -> None:
+    assert found("RST-06", CacheReset(1, 3, False, True))
+    assert not found("RST-06", CacheReset(1, 3, False, False))
+
+
+# -- ends, statistics, events --------------------------------------------------------------------------------------
+
+
+def test_a_shutdown_that_raises_breaks_one_rule_only() -> None:
+    assert found("SHUT-05", raised("shutdown", during="worker shutdown"))
+    assert found("SHUT-06", raised("shutdown", during="second worker shutdown"))
+    assert not found("LIVE-01", raised("shutdown", during="worker shutdown"))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in CHECKS_BY_RULE if rule.startswith(("STAT", "EVT"))])
+def test_problems_that_the_engine_noted_are_findings_of_their_rules(rule: str) -> None:
+    problem = (rule, "this", "that")
+    events = (StatisticsTaken(1, 1, "worker", True, (problem,)), EventsPublished(1, 1, 2, 0, (problem,)))
+    (finding,) = found(rule, *events)
+    assert (finding.expected, finding.observed) == ("this", "that")

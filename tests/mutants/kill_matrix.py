@@ -1,0 +1,331 @@
+"""The kill matrix: every mutant must break exactly its rules, every odd or reference connector none.
+
+    python tests/mutants/kill_matrix.py                 quick: each connector on the suites that its entry names
+    python tests/mutants/kill_matrix.py --cover         quick, with as few mutants as break every rule once
+    python tests/mutants/kill_matrix.py --full          each connector on all suites
+    python tests/mutants/kill_matrix.py --only REGEX    some connectors
+    python tests/mutants/kill_matrix.py --book FILE     write the matrix as Markdown, too
+
+Entries stand in ``tests/mutants/*.toml``: ``[[mutant]]`` with ``connector`` ("file:Class", a file of this folder),
+``breaks`` (rule ids), ``bug`` and ``suites``; ``[[odd]]`` with a file of ``tests/odd``; ``[[reference]]`` with a SPEC.
+``settings`` is kv_connector_extra_config, ``capabilities`` what the run declares. The exit code is 1 if anything is
+not as the entries say: a mutant not caught, or caught by too few or too many rules, or an innocent one accused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from kvconform.api import vllm_version
+from kvconform.rules import load_catalogue
+from kvconform.verdicts import RuleResult, RuleVerdict, Verdict, aggregate
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ODD = HERE.parent / "odd"
+SUITES = ROOT / "suites"
+BROKEN = (Verdict.FAIL, Verdict.WARN, Verdict.CRASH, Verdict.TIMEOUT, Verdict.KIT_ERROR)
+KINDS = ("mutant", "odd", "reference")
+#: Seconds for one scenario: a mutant that hangs is caught by this.
+SCENARIO_LIMIT = 15
+#: Seconds for one batch.
+BATCH_LIMIT = 3600
+
+
+class EntryError(Exception):
+    """An entry that makes no sense, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One connector of the matrix and what must be said of it."""
+
+    kind: str
+    connector: str
+    breaks: frozenset[str] = frozenset()
+    bug: str = ""
+    suites: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"path": "{dir}"})
+    capabilities: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        """What ``--kvconform`` takes."""
+        if self.kind == "reference":
+            return self.connector
+        file, _, name = self.connector.partition(":")
+        return f"{(HERE if self.kind == 'mutant' else ODD) / file}.py:{name}"
+
+    @property
+    def group(self) -> str:
+        """Connectors of one group can be tried by one pytest process."""
+        return json.dumps([self.settings, self.capabilities], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the suites said about one connector."""
+
+    entry: Entry
+    verdicts: Mapping[str, RuleVerdict]
+    trouble: str = ""
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """The rules that it was found to break."""
+        return frozenset(rule for rule, verdict in self.verdicts.items() if verdict.verdict in BROKEN)
+
+    @property
+    def complaint(self) -> str:
+        """What is not as the entry says; empty if all is."""
+        if self.trouble:
+            return self.trouble
+        expected = of_this_release(self.entry.breaks)
+        missing, extra = expected - self.broken, self.broken - expected
+        parts = [f"not caught by {', '.join(sorted(missing))}"] if missing else []
+        parts += [f"also accused of {', '.join(sorted(extra))}"] if extra else []
+        return "; ".join(parts)
+
+
+def of_this_release(rules: Iterable[str]) -> frozenset[str]:
+    """The rules that hold for the installed vLLM."""
+    version = vllm_version() or ""
+    return frozenset(rule for rule in rules if load_catalogue().rule(rule).applies_to(version))
+
+
+def read_entries(folder: Path = HERE) -> tuple[Entry, ...]:
+    """All entries of a folder's TOML files.
+
+    Raises:
+        EntryError: unknown keys, rules, suites or classes, or the same connector twice.
+    """
+    catalogue = load_catalogue()
+    entries: list[Entry] = []
+    for file in sorted(folder.glob("*.toml")):
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        for kind, items in data.items():
+            if kind not in KINDS:
+                raise EntryError(f"{file.name}: unknown table [[{kind}]]: expected {', '.join(KINDS)}")
+            entries += [_entry(file.name, kind, item) for item in items]
+    for entry in entries:
+        unknown = sorted(rule for rule in entry.breaks if rule not in catalogue)
+        lacking = sorted(suite for suite in entry.suites if not (SUITES / suite).is_file())
+        if unknown or lacking:
+            raise EntryError(f"{entry.connector}: there is no {', '.join([*unknown, *lacking])}")
+        if (entry.kind == "mutant") != bool(entry.breaks):
+            raise EntryError(f"{entry.connector}: a mutant breaks at least one rule, and only a mutant does")
+    names = [(entry.spec, entry.group) for entry in entries]
+    twice = sorted({name[0] for name in names if names.count(name) > 1})
+    if twice:
+        raise EntryError(f"two entries for {', '.join(twice)}")
+    return tuple(entries)
+
+
+def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The legal connectors, and as few mutants as break, by their entries, every rule that any of them breaks."""
+    mutants = [entry for entry in entries if entry.kind == "mutant"]
+    lacking = {rule for entry in mutants for rule in of_this_release(entry.breaks)}
+    chosen: list[Entry] = []
+    while lacking:
+        # The first of those that break most: greedy, and the same every time.
+        best = max(mutants, key=lambda entry: len(lacking & entry.breaks))
+        chosen.append(best)
+        lacking -= best.breaks
+    return tuple(entry for entry in entries if entry.kind != "mutant" or entry in chosen)
+
+
+def _entry(file: str, kind: str, item: Mapping[str, Any]) -> Entry:
+    values = dict(item)
+    try:
+        for name in ("suites", "capabilities"):
+            values[name] = tuple(values.get(name, ()))
+        return Entry(kind, **{**values, "breaks": frozenset(values.get("breaks", ()))})
+    except TypeError as error:
+        raise EntryError(f"{file}: {item.get('connector')}: {error}") from None
+
+
+def run(entries: Sequence[Entry], *, full: bool = False, jobs: int = 2) -> list[Outcome]:
+    """Try all entries, in ``jobs`` pytest processes at a time."""
+    batches: list[list[Entry]] = []
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry)
+    for group in groups.values():
+        parts = min(jobs, len(group)) if len(group) > 3 else 1
+        batches += [group[number::parts] for number in range(parts)]
+    with ThreadPoolExecutor(jobs) as pool:
+        results = list(pool.map(lambda batch: _run_batch(batch, full), sorted(batches, key=len, reverse=True)))
+    by_entry = {id(outcome.entry): outcome for batch in results for outcome in batch}
+    return [by_entry[id(entry)] for entry in entries]
+
+
+def _run_batch(batch: Sequence[Entry], full: bool) -> list[Outcome]:
+    with tempfile.TemporaryDirectory(prefix="kvconform-matrix-") as folder:
+        output, results = _pytest(batch, full, Path(folder))
+    levels = {rule.id: rule.level for rule in load_catalogue()}
+    by_target: dict[str, dict[str, RuleVerdict]] = {}
+    for (target, rule), verdict in aggregate(results, levels).items():
+        by_target.setdefault(target, {})[rule] = verdict
+    outcomes = []
+    for entry in batch:
+        verdicts = by_target.get(_target_id(entry), {})
+        trouble = "" if verdicts else f"no verdict at all; pytest said:\n{output[-3000:]}"
+        outcomes.append(Outcome(entry, verdicts, trouble))
+    return outcomes
+
+
+def _target_id(entry: Entry) -> str:
+    return entry.connector
+
+
+def _pytest(batch: Sequence[Entry], full: bool, folder: Path) -> tuple[str, list[RuleResult]]:
+    settings = folder / "kvconform.toml"
+    lines = [f"timeout = {SCENARIO_LIMIT}", 'device = "cpu"', f"capabilities = {json.dumps(batch[0].capabilities)}"]
+    extra = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in batch[0].settings.items()]
+    settings.write_text("\n".join([*lines, "[kv_connector_extra_config]", *extra, ""]), encoding="utf-8")
+    verdicts = folder / "verdicts.json"
+    wanted = {_target_id(entry): sorted(entry.suites) for entry in batch}
+    suites = sorted(SUITES.glob("test_*.py"))
+    if not full:
+        named = {suite for entry in batch for suite in entry.suites}
+        suites = [suite for suite in suites if suite.name in named]
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "matrix_plugin",
+        "--rootdir", str(folder), f"--kvconform-config={settings}",
+        *(f"--kvconform={entry.spec}" for entry in batch), *map(str, suites),
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "KVCONFORM_MATRIX_VERDICTS": str(verdicts),
+        "KVCONFORM_MATRIX_WANTED": "" if full else json.dumps(wanted),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), str(ODD), str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=BATCH_LIMIT
+        )
+    except subprocess.TimeoutExpired as error:
+        return f"not done within {BATCH_LIMIT} s: {error.stdout!r}", []
+    output = done.stdout + done.stderr
+    data = json.loads(verdicts.read_text(encoding="utf-8")) if verdicts.exists() else []
+    return output, [RuleResult.from_dict(entry) for entry in data]
+
+
+# -- showing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the matrix is read for."""
+
+    mutants: int
+    caught: int
+    exact: int
+    innocent: int
+    accused: int
+    rules_killed: int
+    rules_checked: int
+    rules_without_mutant: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.caught} of {self.mutants} mutants caught, {self.exact} by exactly their rules; "
+            f"{self.accused} of {self.innocent} legal connectors accused; "
+            f"{self.rules_killed} of {self.rules_checked} checked rules are killed by a mutant"
+        )
+
+
+def figures(outcomes: Iterable[Outcome]) -> Figures:
+    """Count."""
+    from kvconform.report.suite_tests import rules_by_test
+
+    done = list(outcomes)
+    mutants = [outcome for outcome in done if of_this_release(outcome.entry.breaks)]
+    innocent = [outcome for outcome in done if outcome.entry.kind != "mutant"]
+    killed = {rule for outcome in mutants for rule in outcome.broken & outcome.entry.breaks}
+    checked = {rule for rules in rules_by_test(SUITES).values() for rule in rules}
+    return Figures(
+        mutants=len(mutants),
+        caught=sum(bool(outcome.broken & outcome.entry.breaks) for outcome in mutants),
+        exact=sum(not outcome.complaint for outcome in mutants),
+        innocent=len(innocent),
+        accused=sum(bool(outcome.complaint) for outcome in innocent),
+        rules_killed=len(killed & checked),
+        rules_checked=len(checked),
+        rules_without_mutant=tuple(sorted(checked - killed)),
+    )
+
+
+def book(outcomes: Sequence[Outcome]) -> str:
+    """The matrix as Markdown: a row per connector, then the rules with the mutants that kill them."""
+    numbers = figures(outcomes)
+    lines = [
+        "# Kill matrix", "",
+        "Written by `make matrix`. Every mutant is a connector with one defect; the suites have to find exactly the",
+        "rules that it breaks, and nothing against a legal connector.", "", f"{numbers}.", "",
+        "| connector | kind | found to break | stems from |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for outcome in outcomes:
+        entry = outcome.entry
+        found = ", ".join(sorted(outcome.broken)) or "nothing"
+        wrong = f" **({outcome.complaint.splitlines()[0]})**" if outcome.complaint else ""
+        lines.append(f"| `{entry.connector}` | {entry.kind} | {found}{wrong} | {entry.bug} |")
+    lines += ["", "## Rules and the mutants that break them", "", "| rule | mutants |", "|---|---|"]
+    by_rule: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        for rule in outcome.broken & outcome.entry.breaks:
+            by_rule.setdefault(rule, []).append(f"`{outcome.entry.connector.partition(':')[2]}`")
+    lines += [f"| {rule.id} | {', '.join(by_rule[rule.id])} |" for rule in load_catalogue() if rule.id in by_rule]
+    lines += ["", f"Checked, and killed by no mutant yet: {', '.join(numbers.rules_without_mutant) or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--only", default="", help="Only connectors that match this regular expression.")
+@click.option("--cover", "covering", is_flag=True, help="Only as many mutants as break every rule once.")
+@click.option("--full", is_flag=True, help="All suites for every connector.")
+@click.option("--jobs", default=2, show_default=True, help="pytest processes at a time.")
+@click.option("--book", "book_file", type=click.Path(path_type=Path), help="Write the matrix to this Markdown file.")
+@click.option("--texts", is_flag=True, help="Show what was said of connectors that are not as they should be.")
+def main(only: str, covering: bool, full: bool, jobs: int, book_file: Path | None, texts: bool) -> None:
+    """Run the kill matrix."""
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    entries = tuple(entry for entry in read_entries() if re.search(only, f"{entry.kind} {entry.connector}"))
+    entries = cover(entries) if covering else entries
+    started = time.monotonic()
+    outcomes = run(entries, full=full, jobs=jobs)
+    table = Table("connector", "kind", "found to break", "")
+    for outcome in outcomes:
+        right = "[red]" + outcome.complaint.replace("[", r"\[") if outcome.complaint else "[green]right"
+        broken = ", ".join(sorted(outcome.broken)) or "-"
+        table.add_row(outcome.entry.connector, outcome.entry.kind, broken, right)
+    console.print(table)
+    for outcome in outcomes:
+        if texts and outcome.complaint:
+            for rule in sorted(outcome.broken ^ outcome.entry.breaks):
+                messages = outcome.verdicts[rule].messages if rule in outcome.verdicts else ("(no verdict)",)
+                console.print(f"--- {outcome.entry.connector} {rule}\n" + "\n".join(messages), markup=False)
+    console.print(f"{figures(outcomes)} ({time.monotonic() - started:.0f} s)")
+    if book_file is not None:
+        book_file.write_text(book(outcomes), encoding="utf-8")
+    sys.exit(any(outcome.complaint for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()
