@@ -32,8 +32,8 @@ help: ## Show what can be made
 
 demo: $(STAMPS)/kvconform $(STAMPS)/vllm ## Install everything and run the suites on the reference connector
 	@mkdir -p $(REPORTS)
-	$(BIN)/pytest --kvconform=$(REFERENCE) --junitxml=$(REPORTS)/demo.xml $(PYTEST_ARGS)
-	@echo "The report for each rule is above; the same results as JUnit XML: $(abspath $(REPORTS)/demo.xml)"
+	$(BIN)/pytest --kvconform=$(REFERENCE) --kvconform-report=$(REPORTS)/demo.html $(PYTEST_ARGS)
+	@echo "The verdict on each rule is above; as a page: $(abspath $(REPORTS)/demo.html)"
 
 test: $(STAMPS)/dev $(STAMPS)/vllm ## Install everything, the real vLLM too, and run all tests of the project
 	$(BIN)/pytest --numprocesses=$(JOBS) $(PYTEST_ARGS)

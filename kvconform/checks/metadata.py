@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding
 from kvconform.checks.order import nothing, raised, scheduled_ahead
-from kvconform.engine.history import BlockStateKept, History, HookCall
+from kvconform.engine.history import BlockStateKept, CacheReset, History, HookCall, Scheduled
 
 
 def _first_without_blocks(history: History) -> Iterator[HookCall]:
@@ -18,11 +18,28 @@ def _first_without_blocks(history: History) -> Iterator[HookCall]:
             yield call
 
 
+def _eventful(history: History) -> set[int]:
+    """Calls (by identity) of engines in which a load had failed, a request was preempted or a cache reset before."""
+    engines: set[int] = set()
+    calls: set[int] = set()
+    for event in history.events:
+        if isinstance(event, HookCall):
+            failed = event.hook == "get_block_ids_with_load_errors" and isinstance(event.result, dict)
+            if failed and event.result.get("set"):
+                engines.add(event.engine)
+            elif event.engine in engines:
+                calls.add(id(event))
+        elif isinstance(event, CacheReset) or (isinstance(event, Scheduled) and (event.preempted or event.resumed)):
+            engines.add(event.engine)
+    return calls
+
+
 def _no_blocks_refused(history: History) -> Iterator[Finding]:
-    ahead = scheduled_ahead(history)
+    ahead, eventful = scheduled_ahead(history), _eventful(history)
     for call in _first_without_blocks(history):
-        # A step that is scheduled ahead of results may be refused for that.
-        if call.error is not None and id(call) not in ahead:
+        # A step that is scheduled ahead of results may be refused for that, and one after a failed load, a preemption
+        # or a reset for what became of the requests.
+        if call.error is not None and id(call) not in ahead and id(call) not in eventful:
             requests = tuple(call.args["no_new_blocks"])
             yield Finding(
                 "META-04",

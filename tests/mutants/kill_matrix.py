@@ -1,7 +1,8 @@
 """The kill matrix: every mutant must break exactly its rules, every odd or reference connector none.
 
     python tests/mutants/kill_matrix.py                 quick: each connector on the suites that its entry names
-    python tests/mutants/kill_matrix.py --cover         quick, with as few mutants as break every rule once
+    python tests/mutants/kill_matrix.py --cover         as few mutants as break every rule once, each on the tests of
+                                                        its rules only
     python tests/mutants/kill_matrix.py --full          each connector on all suites
     python tests/mutants/kill_matrix.py --only REGEX    some connectors
     python tests/mutants/kill_matrix.py --book FILE     write the matrix as Markdown, too
@@ -160,7 +161,7 @@ def _entry(file: str, kind: str, item: Mapping[str, Any]) -> Entry:
         raise EntryError(f"{file}: {item.get('connector')}: {error}") from None
 
 
-def run(entries: Sequence[Entry], *, full: bool = False, jobs: int = 2) -> list[Outcome]:
+def run(entries: Sequence[Entry], *, full: bool = False, narrow: bool = False, jobs: int = 2) -> list[Outcome]:
     """Try all entries, in ``jobs`` pytest processes at a time."""
     batches: list[list[Entry]] = []
     groups: dict[str, list[Entry]] = {}
@@ -170,14 +171,14 @@ def run(entries: Sequence[Entry], *, full: bool = False, jobs: int = 2) -> list[
         parts = min(jobs, len(group)) if len(group) > 3 else 1
         batches += [group[number::parts] for number in range(parts)]
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(lambda batch: _run_batch(batch, full), sorted(batches, key=len, reverse=True)))
+        results = list(pool.map(lambda batch: _run_batch(batch, full, narrow), sorted(batches, key=len, reverse=True)))
     by_entry = {id(outcome.entry): outcome for batch in results for outcome in batch}
     return [by_entry[id(entry)] for entry in entries]
 
 
-def _run_batch(batch: Sequence[Entry], full: bool) -> list[Outcome]:
+def _run_batch(batch: Sequence[Entry], full: bool, narrow: bool) -> list[Outcome]:
     with tempfile.TemporaryDirectory(prefix="kvconform-matrix-") as folder:
-        output, results = _pytest(batch, full, Path(folder))
+        output, results = _pytest(batch, full, narrow, Path(folder))
     levels = {rule.id: rule.level for rule in load_catalogue()}
     by_target: dict[str, dict[str, RuleVerdict]] = {}
     for (target, rule), verdict in aggregate(results, levels).items():
@@ -190,17 +191,32 @@ def _run_batch(batch: Sequence[Entry], full: bool) -> list[Outcome]:
     return outcomes
 
 
+def _rules(entry: Entry) -> list[str]:
+    """The rules whose tests are enough to catch a mutant; none if no test of its suites names one of them."""
+    from kvconform.report.suite_tests import rules_by_test
+
+    named = {
+        rule
+        for test, rules in rules_by_test(SUITES).items()
+        for rule in rules
+        if test.partition("::")[0] in entry.suites
+    }
+    return sorted(entry.breaks & named)
+
+
 def _target_id(entry: Entry) -> str:
     return entry.connector
 
 
-def _pytest(batch: Sequence[Entry], full: bool, folder: Path) -> tuple[str, list[RuleResult]]:
+def _pytest(batch: Sequence[Entry], full: bool, narrow: bool, folder: Path) -> tuple[str, list[RuleResult]]:
     settings = folder / "kvconform.toml"
     lines = [f"timeout = {SCENARIO_LIMIT}", 'device = "cpu"', f"capabilities = {json.dumps(batch[0].capabilities)}"]
     extra = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in batch[0].settings.items()]
     settings.write_text("\n".join([*lines, "[kv_connector_extra_config]", *extra, ""]), encoding="utf-8")
     verdicts = folder / "verdicts.json"
-    wanted = {_target_id(entry): sorted(entry.suites) for entry in batch}
+    wanted = {
+        _target_id(entry): {"suites": sorted(entry.suites), "rules": _rules(entry) if narrow else []} for entry in batch
+    }
     suites = sorted(SUITES.glob("test_*.py"))
     if not full:
         named = {suite for entry in batch for suite in entry.suites}
@@ -309,7 +325,7 @@ def main(only: str, covering: bool, full: bool, jobs: int, book_file: Path | Non
     entries = tuple(entry for entry in read_entries() if re.search(only, f"{entry.kind} {entry.connector}"))
     entries = cover(entries) if covering else entries
     started = time.monotonic()
-    outcomes = run(entries, full=full, jobs=jobs)
+    outcomes = run(entries, full=full, narrow=covering, jobs=jobs)
     table = Table("connector", "kind", "found to break", "")
     for outcome in outcomes:
         right = "[red]" + outcome.complaint.replace("[", r"\[") if outcome.complaint else "[green]right"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvconform.outcomes import results_in, target_of
+from kvconform.outcomes import results_in, rules_of, target_of
 
 _RESULTS: dict[str, list[dict[str, object]]] = {}
 
@@ -19,9 +19,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not text:
         return
     wanted = json.loads(text)
-    kept = [item for item in items if item.path.name in wanted.get(target_of(item), ())]
+    kept = [item for item in items if _is_wanted(item, wanted.get(target_of(item), {}))]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+def _is_wanted(item: pytest.Item, entry: dict[str, list[str]]) -> bool:
+    """Of the wanted suites, and about one of the wanted rules if rules are named."""
+    rules = entry.get("rules", [])
+    return item.path.name in entry.get("suites", ()) and (not rules or bool(set(rules).intersection(rules_of(item))))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
