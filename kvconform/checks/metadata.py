@@ -19,7 +19,7 @@ def _first_without_blocks(history: History) -> Iterator[HookCall]:
 
 
 def _eventful(history: History) -> set[int]:
-    """Calls (by identity) of engines in which a load had failed, a request was preempted or a cache reset before."""
+    """Calls (by identity) of engines in which a load had failed, or requests lived through a preemption or a reset."""
     engines: set[int] = set()
     calls: set[int] = set()
     for event in history.events:
@@ -29,8 +29,10 @@ def _eventful(history: History) -> set[int]:
                 engines.add(event.engine)
             elif event.engine in engines:
                 calls.add(id(event))
-        elif isinstance(event, CacheReset) or (isinstance(event, Scheduled) and (event.preempted or event.resumed)):
-            engines.add(event.engine)
+        elif isinstance(event, CacheReset | Scheduled):
+            lived_through = not event.idle if isinstance(event, CacheReset) else event.preempted or event.resumed
+            if lived_through:
+                engines.add(event.engine)
     return calls
 
 
