@@ -45,9 +45,7 @@ class WorkerSide:
         A block that can't be read is left as it is and reported; the scheduler then recomputes it (or fails the
         request, as configured). Its file goes, or the same block would match again and fail for ever.
         """
-        self._abandon_unfinished_step()
-        if metadata.has_work:
-            self._unfinished = metadata
+        self._begin(metadata)
         for loads in _portions(metadata.loads):
             host = torch.empty((len(loads), self._require_pages().block_bytes), dtype=torch.uint8)
             good = [row for row, load in enumerate(loads) if self._read(metadata, load, host[row])]
@@ -63,10 +61,8 @@ class WorkerSide:
         failed: list[int] = []
         for saves in _portions(metadata.saves):
             host = self._require_pages().read([save.block_id for save in saves])
-            failed += [save.save_id for row, save in enumerate(saves) if not self._write(metadata, save, host[row])]
-        if metadata.has_work:
-            self._results[metadata.step] = StepResult(votes=1, failed=frozenset(failed))
-        self._unfinished = None
+            failed += self._stage(metadata, saves, host)
+        self._end(metadata, failed)
 
     def take_load_errors(self) -> set[int]:
         """Ids of the blocks that could not be loaded since the last call."""
@@ -85,6 +81,20 @@ class WorkerSide:
 
     def close(self) -> None:
         self._pages = None
+
+    def _begin(self, metadata: FileStoreMetadata) -> None:
+        self._abandon_unfinished_step()
+        if metadata.has_work:
+            self._unfinished = metadata
+
+    def _end(self, metadata: FileStoreMetadata, failed: Sequence[int]) -> None:
+        if metadata.has_work:
+            self._results[metadata.step] = StepResult(votes=1, failed=frozenset(failed))
+        self._unfinished = None
+
+    def _stage(self, metadata: FileStoreMetadata, saves: Sequence[BlockSave], host: torch.Tensor) -> list[int]:
+        """Write blocks from ``host`` to files; the save ids of those that could not be written."""
+        return [save.save_id for row, save in enumerate(saves) if not self._write(metadata, save, host[row])]
 
     def _abandon_unfinished_step(self) -> None:
         """Vote for a step that vLLM never ended, because its forward raised or this pipeline stage ends early."""

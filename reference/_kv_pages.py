@@ -48,9 +48,8 @@ class KVPages:
         transfer to pageable host memory returns only when it is done.
         """
         host = torch.empty((len(block_ids), self.block_bytes), dtype=torch.uint8)
-        for pages, columns in self._columns(host):
-            index = torch.tensor(block_ids, dtype=torch.long, device=pages.device)
-            columns.copy_(pages.index_select(0, index).flatten(1))
+        for layer in self._pages:
+            self.read_layer(layer, block_ids, host)
         return host
 
     def write(self, block_ids: Sequence[int], host: torch.Tensor) -> None:
@@ -58,18 +57,35 @@ class KVPages:
 
         On an accelerator the writes are queued on the current stream, ahead of the forward that reads the blocks.
         """
-        for pages, columns in self._columns(host):
-            index = torch.tensor(block_ids, dtype=torch.long, device=pages.device)
-            pages.index_copy_(0, index, columns.to(pages.device).reshape(len(block_ids), *pages.shape[1:]))
+        for layer in self._pages:
+            self.write_layer(layer, block_ids, host)
 
-    def _columns(self, host: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Every layer's pages with its columns of a ``[blocks, block_bytes]`` buffer."""
-        columns: list[tuple[torch.Tensor, torch.Tensor]] = []
+    @property
+    def layers(self) -> Collection[str]:
+        """Layers with memory of their own, in registration order."""
+        return self._pages.keys()
+
+    def read_layer(self, layer: str, block_ids: Sequence[int], host: torch.Tensor) -> None:
+        """Copy one layer's part of the blocks into its columns of ``host``, shaped as :meth:`read` returns it."""
+        pages = self._pages[layer]
+        index = torch.tensor(block_ids, dtype=torch.long, device=pages.device)
+        self._columns(layer, host).copy_(pages.index_select(0, index).flatten(1))
+
+    def write_layer(self, layer: str, block_ids: Sequence[int], host: torch.Tensor) -> None:
+        """Fill one layer's part of the blocks from its columns of ``host``."""
+        pages = self._pages[layer]
+        index = torch.tensor(block_ids, dtype=torch.long, device=pages.device)
+        columns = self._columns(layer, host).to(pages.device)
+        pages.index_copy_(0, index, columns.reshape(len(block_ids), *pages.shape[1:]))
+
+    def _columns(self, layer: str, host: torch.Tensor) -> torch.Tensor:
+        """One layer's columns of a ``[blocks, block_bytes]`` buffer."""
         start = 0
-        for name, pages in self._pages.items():
-            columns.append((pages, host.narrow(1, start, self._bytes_of[name])))
-            start += self._bytes_of[name]
-        return columns
+        for name, size in self._bytes_of.items():
+            if name == layer:
+                return host.narrow(1, start, size)
+            start += size
+        raise KeyError(layer)
 
     def _fingerprint(self, kv_caches: Mapping[str, torch.Tensor]) -> str:
         """Names the shape of this worker's part of a block.

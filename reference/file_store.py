@@ -70,6 +70,7 @@ class FileStoreConnector(KVConnectorBase_V1):
 
     # How vLLM's metrics label our hits, from 0.32.0 on.
     _cache_hit_source = disk_hit_source()
+    _worker_class = WorkerSide
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         """Raises ValueError for a missing or unusable ``path`` and for a KV cache that this connector can't store."""
@@ -90,7 +91,7 @@ class FileStoreConnector(KVConnectorBase_V1):
                 may_save=self._kv_transfer_config.is_kv_producer,
             )
         else:
-            self._worker = WorkerSide(store, parallel.rank, parallel.world_size)
+            self._worker = self._worker_class(store, parallel.rank, parallel.world_size)
 
     @property
     def requires_kv_delivery(self) -> bool:

@@ -34,7 +34,7 @@ from kvconform.engine.vllm_engine.observability import Observer
 from kvconform.engine.vllm_engine.ownership import Ownership
 from kvconform.engine.vllm_engine.requests import build_request, hash_function, token_chain
 from kvconform.engine.vllm_engine.role_watch import RoleWatch
-from kvconform.engine.vllm_engine.startup import build_scheduler
+from kvconform.engine.vllm_engine.startup import build_scheduler, demand_full_graphs
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
 from kvconform.kvcache.build import plan_kv_cache
 from kvconform.kvcache.oracle import TokenChain
@@ -119,6 +119,8 @@ class VllmEngine:
 
         hash_fn = hash_function()
         self.vllm_config = build_vllm_config(self.options, connector, device.type)
+        if self.options.runner == "v2-full-graph":
+            demand_full_graphs(self.vllm_config)
         with set_current_vllm_config(self.vllm_config):
             configs = plan_kv_cache(self.vllm_config, self.options.shape)
             self.execution.build(configs.worker, device)

@@ -6,10 +6,26 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from kvconform.engine.instrument import Recorder
+from kvconform.engine.vllm_engine.guard import NotSimulated
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+
+def demand_full_graphs(vllm_config: VllmConfig) -> None:
+    """Full CUDA graphs are never run with a class that asks for piecewise ones (vllm/config/vllm.py, VllmConfig).
+
+    Raises:
+        NotSimulated: the class asks for them.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    transfer = vllm_config.kv_transfer_config
+    assert transfer is not None
+    connector_class: Any = KVConnectorFactory.get_connector_class(transfer)
+    if connector_class.requires_piecewise_for_cudagraph(transfer.kv_connector_extra_config):
+        raise NotSimulated("the class requires piecewise CUDA graphs, so vLLM never runs full ones with it")
 
 
 def build_scheduler(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, recorder: Recorder) -> tuple[Any, int]:
