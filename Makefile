@@ -15,8 +15,10 @@ REFERENCE := kvconform.reference.file_store:FileStoreConnector
 
 # More options for pytest, e.g. make test PYTEST_ARGS="-k layout"
 PYTEST_ARGS ?=
-# Processes that make test runs tests in
+# Processes that make test and make matrix use
 JOBS ?= 2
+# Options for make matrix, e.g. MATRIX_ARGS="--only failures:"
+MATRIX_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Compiling all of torch and vLLM takes longer than the tests; what is imported gets compiled then.
@@ -42,7 +44,7 @@ releases: $(STAMPS)/kvconform $(STAMPS)/vllm $(OVERLAY)/.installed ## Run the su
 	PYTHONPATH=$(OVERLAY) $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
 
 matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be caught, legal connectors must pass
-	$(BIN)/python tests/mutants/kill_matrix.py --cover --jobs=$(JOBS)
+	$(BIN)/python tests/mutants/kill_matrix.py --cover --jobs=$(JOBS) $(MATRIX_ARGS)
 
 matrix-all: $(STAMPS)/dev $(STAMPS)/vllm ## All mutants, and the matrix in the docs written anew
 	$(BIN)/python tests/mutants/kill_matrix.py --jobs=$(JOBS) --book=docs/kill_matrix.md
