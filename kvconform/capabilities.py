@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvconform.checks.calls import is_asynchronous, is_held
 from kvconform.checks.class_model import ClassShape
-from kvconform.engine.history import Compared, History, HookCall, ProgramAction
+from kvconform.engine.history import FINISH_HOOKS, Compared, History, HookCall, ProgramAction
 from kvconform.rules.model import CAPABILITIES
 
 #: Asked of every connector: the engine decides about them, not the connector.
@@ -123,7 +124,7 @@ def _loads(history: History, seen: Counter[str]) -> None:
     for call in history.calls("get_num_new_matched_tokens", "update_state_after_alloc"):
         key = (call.engine, str(call.args.get("request")))
         if call.hook == "get_num_new_matched_tokens":
-            answers[key] = isinstance(call.result, tuple) and bool(call.result[-1])
+            answers[key] = is_asynchronous(call)
         elif call.args["num_external_tokens"] > 0:
             seen["async-load" if answers.get(key) else "sync-load"] += 1
 
@@ -132,9 +133,9 @@ def _of_call(call: HookCall) -> Counter[str]:
     """What one successful call shows."""
     result: Any = call.result
     shown: Counter[str] = Counter()
-    if call.hook in ("request_finished", "request_finished_all_groups") and isinstance(result, tuple):
-        shown["delayed-free"] += bool(result[0])
-        shown["async-save"] += bool(result[0])
+    if call.hook in FINISH_HOOKS and isinstance(result, tuple):
+        shown["delayed-free"] += is_held(call)
+        shown["async-save"] += is_held(call)
         shown["pd"] += len(result) > 1 and bool(result[1])
     elif call.hook == "get_transfer_results" and isinstance(result, dict):
         shown["failure-report"] += len(result.get("failed_recving") or ())

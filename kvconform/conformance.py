@@ -23,7 +23,7 @@ from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig, expand, placeholders
 from kvconform.engine.history import EngineRaised, History, NeverIdle, Unsimulated, WrongBytes
-from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import Engine
 from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
@@ -40,8 +40,7 @@ from kvconform.target import Target
 from kvconform.verdicts import NOT_SET_UP, Verdict
 
 DRAWN = {"quick": 5, "full": 60}
-#: Seconds that an engine waits for transfers while nothing can be computed; less once it has waited in vain.
-PATIENCE = 3.0
+#: Seconds that an engine waits for transfers once one has waited in vain.
 PATIENCE_WITH_A_STUCK_ONE = 1.0
 
 
@@ -363,7 +362,7 @@ def witness_rule(rule: str) -> str:
 
 
 def refused(history: History) -> str | None:
-    """Why the first engine did not start, or None."""
+    """Why the first engine did not start, or what the kit can't simulate for this connector, or None."""
     for missing_part in history.of(Unsimulated):
         return missing_part.what
     for event in history.of(EngineRaised):

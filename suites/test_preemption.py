@@ -28,15 +28,6 @@ def test_all_running_requests_may_be_preempted_between_two_steps(
     conformance.judge(request, asynchronous.all_preempted())
 
 
-@pytest.mark.kvconform_rules("PRE-05")
-def test_preempted_request_can_be_loaded_asynchronously(
-    conformance: Conformance, request: pytest.FixtureRequest
-) -> None:
-    """A preempted request can be loaded asynchronously and resumes with a new block table."""
-    conformance.demand_capability("async-load")
-    conformance.judge(request, asynchronous.all_preempted())
-
-
 @pytest.mark.kvconform_rules("ASYNC-18")
 def test_scheduler_short_of_blocks_is_not_put_off_for_ever(
     conformance: Conformance, request: pytest.FixtureRequest

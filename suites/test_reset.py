@@ -41,15 +41,6 @@ def test_all_hooks_work_while_the_engine_is_paused(conformance: Conformance, req
     conformance.judge(request, reset.paused())
 
 
-@pytest.mark.kvconform_rules("RST-04")
-def test_local_cache_can_be_reset_after_asynchronous_loads(
-    conformance: Conformance, request: pytest.FixtureRequest
-) -> None:
-    """Loads and holds end within a bounded number of steps, so that a local cache reset can succeed."""
-    conformance.demand_capability("async-load")
-    conformance.judge(request, reset.paused())
-
-
 @pytest.mark.kvconform_rules("RST-06")
 def test_blocks_pinned_by_the_connector_do_not_stop_a_local_reset(
     conformance: Conformance, request: pytest.FixtureRequest

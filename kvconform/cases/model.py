@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from kvconform.cases.limits import program_problem
 from kvconform.isolation.codec import CodecError, dump_program, load_program
@@ -30,6 +30,7 @@ _MAX_SITUATIONS = 5
 
 #: How the scenario failed.
 How = Literal["fail", "timeout", "crash"]
+T = TypeVar("T")
 
 
 class CaseError(ValueError):
@@ -242,10 +243,10 @@ class _Reader:
         self._data, self._where = data, where
 
     def text(self, key: str) -> str:
-        return self._get(key, str, "a text")  # type: ignore[no-any-return]
+        return self._get(key, str, "a text")
 
     def whole(self, key: str) -> int:
-        return self._get(key, int, "a whole number")  # type: ignore[no-any-return]
+        return self._get(key, int, "a whole number")
 
     def number(self, key: str) -> float:
         value = self._data[key]
@@ -254,13 +255,13 @@ class _Reader:
         return float(value)
 
     def table(self, key: str) -> dict[str, Any]:
-        return self._get(key, dict, "an object")  # type: ignore[no-any-return]
+        return self._get(key, dict, "an object")
 
     def list(self, key: str) -> list[Any]:
         value = self._get(key, list, "a list")
         if len(value) > _MAX_LIST:
             raise CaseError(f"{key} of {self._where} has {len(value)} entries; no case has more than {_MAX_LIST}.")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def strings(self, key: str) -> tuple[str, ...]:
         values = self.list(key)
@@ -268,7 +269,7 @@ class _Reader:
             raise self._wrong(key, "a list of texts")
         return tuple(values)
 
-    def _get(self, key: str, kind: type[Any], what: str) -> Any:
+    def _get(self, key: str, kind: type[T], what: str) -> T:
         value = self._data[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self._wrong(key, what)

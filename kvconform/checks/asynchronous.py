@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kvconform.checks.asynchronous_lives import REPORT_HOOKS, Life, Lives, follow
-from kvconform.checks.model import Check, Finding
+from kvconform.checks.calls import is_asynchronous
+from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
 from kvconform.engine.history import (
     Arrived,
@@ -23,7 +24,7 @@ from kvconform.engine.history import (
 def _faults(rule: str) -> Callable[[History], Iterator[Finding]]:
     def find(history: History) -> Iterator[Finding]:
         seen: set[tuple[int, str]] = set()
-        for fault in follow(history)[0]:
+        for fault in history.derived(follow)[0]:
             key = (fault.at.engine, fault.request)
             if fault.rule == rule and key not in seen:
                 seen.add(key)
@@ -36,7 +37,7 @@ def _faults(rule: str) -> Callable[[History], Iterator[Finding]]:
 
 def _counted(what: str, count: Callable[[Lives, Life], int | bool]) -> Callable[[History], Mapping[str, int]]:
     def witness(history: History) -> Mapping[str, int]:
-        engines = follow(history)[1]
+        engines = history.derived(follow)[1]
         return {what: sum(int(count(lives, life)) for lives in engines.values() for life in lives.all())}
 
     return witness
@@ -203,11 +204,6 @@ def _held_written(history: History) -> Iterator[Finding]:
             )
 
 
-def _nothing(_: History) -> Iterator[Finding]:
-    """Shows by contrast only: a family binds its symptoms to the rule."""
-    return iter(())
-
-
 def together(history: History) -> int:
     """How many asynchronous loads were committed to while another one was under way, with their bytes compared."""
     under_way: set[tuple[int, str]] = set()
@@ -220,7 +216,7 @@ def together(history: History) -> int:
             continue
         key = (call.engine, call.args["request"])
         if call.hook == "get_num_new_matched_tokens":
-            asynchronous[key] = isinstance(call.result, tuple) and bool(call.result[-1])
+            asynchronous[key] = is_asynchronous(call)
         elif call.args["num_external_tokens"] > 0 and asynchronous.get(key):
             count += bool(under_way)
             under_way.add(key)
@@ -237,7 +233,7 @@ def _chunked_holds(history: History) -> Mapping[str, int]:
     for event in history.of(Scheduled):
         for request in event.scheduled:
             steps[event.engine, request] = steps.get((event.engine, request), 0) + 1
-    engines = follow(history)[1]
+    engines = history.derived(follow)[1]
     held = sum(
         life.hold is not None and steps.get((number, life.request), 0) > 1
         for number, lives in engines.items()
@@ -247,7 +243,7 @@ def _chunked_holds(history: History) -> Mapping[str, int]:
 
 
 def _second_lives(history: History) -> Mapping[str, int]:
-    engines = follow(history)[1]
+    engines = history.derived(follow)[1]
     again = sum(
         (life.load is not None or life.hold is not None) and request in lives.current
         for lives in engines.values()
@@ -281,7 +277,7 @@ CHECKS = (
         "no request was aborted while it was loading",
     ),
     Check("ASYNC-12", _held_written, _counted("holds reported", _ended_hold), _NO_HOLD),
-    Check("ASYNC-13", _nothing, _together, "no load was committed to while another one was under way"),
+    Check("ASYNC-13", no_finding, _together, "no load was committed to while another one was under way"),
     Check(
         "ASYNC-14",
         _faults("ASYNC-14"),
@@ -298,7 +294,7 @@ CHECKS = (
     ),
     Check("ASYNC-17", _push_work, _push_asked, "has_pending_push_work was never True"),
     Check("ASYNC-18", _block_frees, _frees_asked, "the scheduler never ran out of blocks"),
-    Check("ASYNC-20", _nothing, _chunked_holds, "no request with several saves was held"),
+    Check("ASYNC-20", no_finding, _chunked_holds, "no request with several saves was held"),
     Check("ASYNC-22", _faults("ASYNC-22"), _second_lives, "no id was used again after a transfer"),
 )  # fmt: skip
 

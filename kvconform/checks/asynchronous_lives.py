@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kvconform.engine.history import Event, History, HookCall, NeverIdle, ProgramAction
+from kvconform.checks.calls import is_asynchronous, is_held
+from kvconform.engine.history import FINISH_HOOKS, Event, History, HookCall, NeverIdle, ProgramAction
 
-FINISH_HOOKS = ("request_finished", "request_finished_all_groups")
 REPORT_HOOKS = ("get_transfer_results", "get_finished")
 
 
@@ -82,7 +82,7 @@ class Lives:
         request = call.args.get("request", "")
         life = self.current.get(request)
         if call.hook == "get_num_new_matched_tokens":
-            self._asynchronous[request] = isinstance(call.result, (tuple, list)) and bool(call.result[-1])
+            self._asynchronous[request] = is_asynchronous(call)
         elif life is None:
             return
         elif call.hook == "update_state_after_alloc" and call.args["num_external_tokens"] > 0:
@@ -92,8 +92,7 @@ class Lives:
                 life.synchronous = True
         elif call.hook in FINISH_HOOKS:
             life.ended, life.loading = call, self.is_open(life.load)
-            answer = call.result[0] if isinstance(call.result, tuple) and call.result else False
-            life.hold = Transfer(call) if answer and answer != "<builtins.NoneType>" else None
+            life.hold = Transfer(call) if is_held(call) else None
 
     def is_open(self, transfer: Transfer | None) -> bool:
         """Whether some worker has still to report the end of a transfer."""
@@ -200,11 +199,6 @@ class Lives:
         return Fault("ASYNC-14", expected.replace(" once,", " by each worker,"), observed, stuck, request)
 
 
-def worker_of(call: HookCall) -> int:
-    """The rank of the worker on which a hook was called."""
-    return int(getattr(call, "rank", 0) or 0)
-
-
 def reported(call: HookCall, what: str) -> list[str]:
     """The ids that a report of either form gives as ``what``."""
     if isinstance(call.result, dict):
@@ -230,7 +224,7 @@ def follow(history: History) -> tuple[list[Fault], dict[int, Lives]]:
             faults += lives.missing(event)
         elif isinstance(event, HookCall) and event.error is None:
             if event.hook == "register_kv_caches":
-                lives.workers = max(lives.workers, worker_of(event) + 1)
+                lives.workers = max(lives.workers, event.rank + 1)
             elif event.hook == "get_finished_count" and isinstance(event.result, int):
                 lives.workers = event.result
             elif event.role == "scheduler":
@@ -241,7 +235,7 @@ def follow(history: History) -> tuple[list[Fault], dict[int, Lives]]:
 
 
 def _report(history: History, index: int, call: HookCall, lives: Lives) -> Iterator[Fault]:
-    worker = worker_of(call)
+    worker = call.rank
     for request in call.args.get("finished_req_ids", ()):
         if (life := lives.current.get(request)) is not None and life.ended is not None:
             life.seen.add(worker)
@@ -258,7 +252,7 @@ def _answer_in_this_step(history: History, index: int, call: HookCall, request: 
     for event in history.events[index:]:
         if (event.engine, event.step) == (call.engine, call.step):
             if isinstance(event, HookCall) and event.hook in FINISH_HOOKS and event.args["request"] == request:
-                return isinstance(event.result, tuple) and bool(event.result[0])
+                return is_held(event)
         elif event.engine == call.engine:
             break
     return None

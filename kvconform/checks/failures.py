@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from kvconform.checks.calls import finishes, offered
 from kvconform.checks.loads import Load, Report, block_sizes, reports
-from kvconform.checks.model import Check, Finding
+from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.history import (
     Compared,
     History,
@@ -22,6 +23,7 @@ from kvconform.engine.history import (
 LATE = 3
 _TAINTED = "computed on top of wrong KV"
 _Judged = tuple[str, Report, str, str, tuple[str, ...]]
+_Told = tuple[int, str, int, int]
 
 
 # -- reports ---------------------------------------------------------------------------------------------------------
@@ -29,23 +31,24 @@ _Judged = tuple[str, Report, str, str, tuple[str, ...]]
 
 def _judged(history: History) -> Iterator[_Judged]:
     """Reported blocks that should not have been: (rule, report, expected, observed, requests)."""
+    told: set[_Told] = set()
     for report in reports(history):
         if report.blocks and len(block_sizes(history, report.call.engine)) > 1:
             expected = "failed loads of a model with several KV cache groups in failed_recving, as request ids"
             yield "FAIL-05", report, expected, f"block ids {_ids(report.blocks)} were reported", ()
             continue
         for block in report.blocks:
-            yield from _judge_block(report, block)
+            yield from _judge_block(report, block, told)
 
 
-def _judge_block(report: Report, block: int) -> Iterator[_Judged]:
+def _judge_block(report: Report, block: int, told: set[_Told]) -> Iterator[_Judged]:
+    """``told`` are the blocks that were reported in time, each of its load."""
     filling = [load for load in report.loads if block in load.blocks]
     open_now = [load for load in filling if load.open_at(report.step)]
     if open_now:
-        for load in open_now:
-            load.reported.add(block)
+        told.update(_told(load, block) for load in open_now)
         return
-    again = [load for load in filling if block in load.reported]
+    again = [load for load in filling if _told(load, block) in told]
     recent = [load for load in filling if _age(load, report.step) <= LATE]
     behind = [load for load in report.loads if load.open_at(report.step) and block in load.local]
     observed = f"get_block_ids_with_load_errors reported block {block}"
@@ -66,6 +69,10 @@ def _judge_block(report: Report, block: int) -> Iterator[_Judged]:
     else:
         expected = "only blocks that a load of now was to fill"
         yield "FAIL-04", report, expected, f"{observed}, which no load was to fill", ()
+
+
+def _told(load: Load, block: int) -> _Told:
+    return load.engine, load.request, load.step, block
 
 
 def _age(load: Load, step: int) -> int:
@@ -181,12 +188,8 @@ def _failed(report: Report, load: Load) -> bool:
 
 
 def _errors(history: History) -> set[str]:
-    ended = {call.args["request"] for call in _finishes(history) if call.args["status"] == "FINISHED_ERROR"}
+    ended = {call.args["request"] for call in finishes(history) if call.args["status"] == "FINISHED_ERROR"}
     return ended | {event.request for event in history.of(Tokens) if event.finish_reason == "error"}
-
-
-def _finishes(history: History) -> Iterator[HookCall]:
-    return history.calls("request_finished", "request_finished_all_groups")
 
 
 # -- witnesses -------------------------------------------------------------------------------------------------------
@@ -264,15 +267,10 @@ def _refusals(history: History) -> Mapping[str, int]:
                 refused[own] = files > 0
         elif isinstance(event, HookCall) and event.hook == "get_num_new_matched_tokens" and phase == "mended":
             own = tokens.get(event.args["request"], ())
-            answer = event.result
-            missed = isinstance(answer, (tuple, list)) and answer[0] == 0 and event.args["num_computed_tokens"] == 0
+            missed = event.error is None and not offered(event) and event.args["num_computed_tokens"] == 0
             # Only the first query afterwards tells: the prompt is stored again then.
             lost += refused.pop(own, False) and missed
     return {"prompts whose saves failed": lost}
-
-
-def _nothing(_: History) -> Iterator[Finding]:
-    return iter(())
 
 
 _NO_FAILURE = "no load failed: the connector keeps no files in {dir} that could be broken, or never noticed"
@@ -284,16 +282,16 @@ CHECKS = (
     Check("FAIL-07", _misreported("FAIL-07"), _reported(), _NO_FAILURE),
     Check("FAIL-12", _sync_as_request, _reported(False), "no synchronous load failed"),
     Check("FAIL-05", _misreported("FAIL-05"), _by_request, "no load failed with several KV cache groups"),
-    Check("FAIL-06", _nothing, _error_ends, "no request failed because of its load"),
-    Check("FAIL-08", _nothing, _loads_after_error, "nothing was loaded after a request had failed"),
-    Check("FAIL-09", _nothing, _failed_while_loading, "no request failed before its asynchronous load had ended"),
-    Check("FAIL-10", _nothing, _recovered(True), "no request went on after a failed asynchronous load"),
-    Check("FAIL-11", _nothing, _recovered(False), "no request went on after a failed synchronous load"),
+    Check("FAIL-06", no_finding, _error_ends, "no request failed because of its load"),
+    Check("FAIL-08", no_finding, _loads_after_error, "nothing was loaded after a request had failed"),
+    Check("FAIL-09", no_finding, _failed_while_loading, "no request failed before its asynchronous load had ended"),
+    Check("FAIL-10", no_finding, _recovered(True), "no request went on after a failed asynchronous load"),
+    Check("FAIL-11", no_finding, _recovered(False), "no request went on after a failed synchronous load"),
     Check(
         "FAIL-16",
-        _nothing,
+        no_finding,
         _refusals,
         "no save failed: the connector keeps nothing in {dir} that could be made unwritable",
     ),
-    Check("FAIL-20", _nothing, _reported(), _NO_FAILURE),
+    Check("FAIL-20", no_finding, _reported(), _NO_FAILURE),
 )

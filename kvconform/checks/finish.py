@@ -5,30 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kvconform.checks.asynchronous_lives import FINISH_HOOKS
-from kvconform.checks.model import Check, Finding
+from kvconform.checks.calls import failed_here, finishes, is_held, raised
+from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import ForeignState, History, HookCall
+from kvconform.engine.history import FINISH_HOOKS, History, HookCall
 
 #: How the result of a hook of no known type is recorded.
 _OBJECT = "<"
 
 
-def _finishes(history: History) -> Iterator[HookCall]:
-    return history.calls(*FINISH_HOOKS)
-
-
 def _raised(history: History) -> Iterator[Finding]:
-    # What fails for want of the other role's state is the affair of ROLE-01.
-    foreign = {(event.engine, event.step, event.hook) for event in history.of(ForeignState)}
-    for call in _finishes(history):
-        if call.error is not None and (call.engine, call.step, call.hook) not in foreign:
+    for call in finishes(history):
+        if failed_here(history, call):
             request, status = call.args.get("request", "a request"), call.args.get("status", "ended")
             blocks = "without blocks" if not _blocks(call) else f"with blocks {_blocks(call)}"
             yield Finding(
                 "FIN-01",
                 f"{call.hook} works for each way in which a request ends, in whatever phase",
-                f"for {request}, {status} {blocks}, it raised {call.error} ({call.where})",
+                f"for {request}, {status} {blocks}, {raised(call)}",
                 call,
                 requests=(request,),
             )
@@ -42,7 +36,7 @@ def _blocks(call: HookCall) -> list[int]:
 
 def _ways(history: History) -> Mapping[str, int]:
     ways: dict[str, int] = {}
-    for call in _finishes(history):
+    for call in finishes(history):
         if call.error is None:
             status = str(call.args.get("status", "ended")).removeprefix("FINISHED_").lower().replace("_", " ")
             way = f"{status}, {'without' if not _blocks(call) else 'with'} blocks"
@@ -51,7 +45,7 @@ def _ways(history: History) -> Mapping[str, int]:
 
 
 def _ill_formed(history: History) -> Iterator[Finding]:
-    for call in _finishes(history):
+    for call in finishes(history):
         problem = None if call.error is not None else _problem(call.result)
         if problem is not None:
             yield Finding(
@@ -78,12 +72,7 @@ def _problem(result: Any) -> str | None:
 
 
 def _answers(history: History) -> Mapping[str, int]:
-    return {"answers": sum(call.error is None for call in _finishes(history))}
-
-
-def _nothing(_: History) -> Iterator[Finding]:
-    """Shows by contrast only: a family binds its symptoms to the rule."""
-    return iter(())
+    return {"answers": sum(call.error is None for call in finishes(history))}
 
 
 def handed_out_again(history: History, *, held: bool = False) -> int:
@@ -93,8 +82,7 @@ def handed_out_again(history: History, *, held: bool = False) -> int:
     for call in history.calls("update_state_after_alloc", *FINISH_HOOKS):
         blocks = {(call.engine, block) for block in _blocks(call) if block}
         if call.hook in FINISH_HOOKS:
-            answer = isinstance(call.result, tuple) and bool(call.result[0])
-            if answer == held:
+            if is_held(call) == held:
                 left |= blocks
         else:
             count += len(left & blocks)
@@ -109,5 +97,5 @@ def _reused(history: History) -> Mapping[str, int]:
 CHECKS = (
     Check("FIN-01", _raised, _ways, "no request ended"),
     Check("FIN-03", _ill_formed, _answers, "no request ended"),
-    Check("FIN-09", _nothing, _reused, "no block was handed out again after request_finished had answered False"),
+    Check("FIN-09", no_finding, _reused, "no block was handed out again after request_finished had answered False"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kvconform.checks.model import Check, Finding
+from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.history import EngineStarted, History, HookCall, Scheduled, Stray, WrongBytes
 
 
@@ -61,16 +61,12 @@ def _different_sizes(history: History) -> Mapping[str, int]:
     return {"loads with groups of different block sizes": sum(call.engine in mixed for call in _loads(history))}
 
 
-def _nothing(_: History) -> Iterator[Finding]:
-    yield from ()
-
-
 _NO_LOAD = "no external hit was loaded with several KV cache groups"
 
 CHECKS = (
-    Check("HMA-02", _nothing, _with_several_groups, _NO_LOAD),
-    Check("HMA-03", _nothing, _with_several_groups, _NO_LOAD),
-    Check("HMA-04", _nothing, _null_blocks, "no table of a loaded request had null blocks"),
-    Check("HMA-05", _nothing, _windows, "no load reached beyond a window"),
-    Check("HMA-08", _nothing, _different_sizes, "no external hit was loaded with groups of different block sizes"),
+    Check("HMA-02", no_finding, _with_several_groups, _NO_LOAD),
+    Check("HMA-03", no_finding, _with_several_groups, _NO_LOAD),
+    Check("HMA-04", no_finding, _null_blocks, "no table of a loaded request had null blocks"),
+    Check("HMA-05", no_finding, _windows, "no load reached beyond a window"),
+    Check("HMA-08", no_finding, _different_sizes, "no external hit was loaded with groups of different block sizes"),
 )

@@ -13,6 +13,7 @@ from kvconform.checks import (
     match,
     metadata,
     order,
+    order_requests,
     roles,
     saving,
     shutdown,
@@ -37,23 +38,23 @@ _EXPLAINING = (
     *stats.CHECKS,
     *events.CHECKS,
     *order.CHECKS,
+    *order_requests.CHECKS,
     *metadata.CHECKS,
     *workers.CHECKS,
 )
 
 
-def _explained(history: History, raised: EngineRaised) -> bool:
-    return any(
-        (finding.at.engine, finding.at.step) == (raised.engine, raised.step)
-        for check in _EXPLAINING
-        for finding in check.find(history)
-    )
+def _explained(history: History) -> set[tuple[int, int]]:
+    """Engines and steps in which another rule was broken."""
+    return {(finding.at.engine, finding.at.step) for check in _EXPLAINING for finding in check.find(history)}
 
 
 def _raised(history: History) -> Iterator[Finding]:
     for event in history.of(EngineRaised):
         # A first engine that doesn't start is a refusal, which the caller has dealt with; a restarted one has to start.
-        if (event.during == "start-up" and event.engine == 1) or _explained(history, event):
+        if event.during == "start-up" and event.engine == 1:
+            continue
+        if (event.engine, event.step) in history.derived(_explained):
             continue
         if event.cause_hook is not None:
             observed = f"{event.cause_hook} raised {event.error} ({event.where})"
@@ -64,10 +65,14 @@ def _raised(history: History) -> Iterator[Finding]:
         )
 
 
+def _waited_for(history: History) -> set[int]:
+    """The events (by identity) for which a missing completion is the reason."""
+    return {id(finding.at) for check in asynchronous.CHECKS for finding in check.find(history)}
+
+
 def _stuck(history: History) -> Iterator[Finding]:
-    told = {id(finding.at) for check in asynchronous.CHECKS for finding in check.find(history)}
     for event in history.of(NeverIdle):
-        if id(event) in told:
+        if id(event) in history.derived(_waited_for):
             continue
         waiting = (
             f"these requests never ended: {', '.join(event.unfinished)}"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+from kvconform.checks.calls import failed_blocks, is_asynchronous
 from kvconform.engine.history import EngineStarted, History, HookCall
 
 
-@dataclass
+@dataclass(frozen=True)
 class Load:
     """One load that the scheduler committed to.
 
     ``blocks`` are those it fills, ``local`` those before them that came from the local prefix cache. ``step`` counts
     the engine's schedules; a worker works on the n-th metadata in its n-th step. ``received`` is the worker step that
-    reported an asynchronous load in finished_recving.
+    has reported an asynchronous load in finished_recving by then.
     """
 
     engine: int
@@ -26,7 +26,6 @@ class Load:
     asynchronous: bool
     step: int
     received: int | None = None
-    reported: set[int] = field(default_factory=set)
 
     def open_at(self, step: int) -> bool:
         """Whether a failure may be reported for it in the worker's n-th step."""
@@ -37,7 +36,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker handed out as failed in its n-th step; ``loads`` are the engine's so far."""
+    """What a worker handed out as failed in its n-th step; ``loads`` are the engine's, as they stood then."""
 
     call: HookCall
     step: int
@@ -57,15 +56,21 @@ class _Engine:
     loads: list[Load] = field(default_factory=list)
 
 
-def reports(history: History) -> Iterator[Report]:
+def reports(history: History) -> tuple[Report, ...]:
     """Every report of failed blocks or failed requests, empty ones left out, with the loads known by then."""
+    return history.derived(_reports)
+
+
+def _reports(history: History) -> tuple[Report, ...]:
+    found: list[Report] = []
     engines: dict[int, _Engine] = defaultdict(_Engine)
     for event in history.events:
         engine = engines[event.engine]
         if isinstance(event, EngineStarted):
             engine.block_sizes = event.block_sizes
         elif isinstance(event, HookCall) and event.error is None:
-            yield from _follow(engine, event)
+            found += _follow(engine, event)
+    return tuple(found)
 
 
 def block_sizes(history: History, engine: int) -> tuple[int, ...]:
@@ -74,22 +79,20 @@ def block_sizes(history: History, engine: int) -> tuple[int, ...]:
 
 
 def _follow(engine: _Engine, call: HookCall) -> Iterator[Report]:
-    worker = getattr(call, "rank", 0) or 0
-    step = engine.steps[worker]
+    step = engine.steps[call.rank]
     match call.hook:
         case "build_connector_meta":
             engine.schedules += 1
         case "bind_connector_metadata":
-            engine.steps[worker] += 1
+            engine.steps[call.rank] += 1
         case "get_num_new_matched_tokens":
-            asynchronous = isinstance(call.result, (tuple, list)) and bool(call.result[-1])
-            engine.matched[call.args["request"]] = (call.args["num_computed_tokens"], asynchronous)
+            engine.matched[call.args["request"]] = (call.args["num_computed_tokens"], is_asynchronous(call))
         case "update_state_after_alloc" if call.args["num_external_tokens"] > 0:
             engine.loads.append(_load(engine, call))
         case "get_transfer_results":
             yield from _results(engine, call, step)
         case "get_block_ids_with_load_errors":
-            failed = tuple(handed_out(call.result))
+            failed = failed_blocks(call)
             if failed:
                 yield Report(call, step, failed, (), tuple(engine.loads))
 
@@ -109,11 +112,9 @@ def _results(engine: _Engine, call: HookCall, step: int) -> Iterator[Report]:
     if failed:
         yield Report(call, step, (), failed, tuple(engine.loads))
     for request in call.result.get("finished_recving") or ():
-        for load in engine.loads:
-            if load.request == request and load.asynchronous and load.received is None:
-                load.received = step
-
-
-def handed_out(result: Any) -> list[int]:
-    """The block ids in a recorded result of get_block_ids_with_load_errors."""
-    return list(result["set"]) if isinstance(result, dict) and "set" in result else []
+        engine.loads = [
+            replace(load, received=step)
+            if load.request == request and load.asynchronous and load.received is None
+            else load
+            for load in engine.loads
+        ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kvconform.checks.model import Check, Finding
-from kvconform.checks.order import nothing, raised, scheduled_ahead
+from kvconform.checks.calls import failed_blocks, failed_here, raised
+from kvconform.checks.model import Check, Finding, no_finding
+from kvconform.checks.order import scheduled_ahead
 from kvconform.engine.history import BlockStateKept, CacheReset, History, HookCall, Scheduled
 
 
@@ -24,8 +25,7 @@ def _eventful(history: History) -> set[int]:
     calls: set[int] = set()
     for event in history.events:
         if isinstance(event, HookCall):
-            failed = event.hook == "get_block_ids_with_load_errors" and isinstance(event.result, dict)
-            if failed and event.result.get("set"):
+            if event.hook == "get_block_ids_with_load_errors" and failed_blocks(event):
                 engines.add(event.engine)
             elif event.engine in engines:
                 calls.add(id(event))
@@ -41,7 +41,7 @@ def _no_blocks_refused(history: History) -> Iterator[Finding]:
     for call in _first_without_blocks(history):
         # A step that is scheduled ahead of results may be refused for that, and one after a failed load, a preemption
         # or a reset for what became of the requests.
-        if call.error is not None and id(call) not in ahead and id(call) not in eventful:
+        if failed_here(history, call) and id(call) not in ahead and id(call) not in eventful:
             requests = tuple(call.args["no_new_blocks"])
             yield Finding(
                 "META-04",
@@ -101,8 +101,8 @@ def _ids_again(history: History) -> Mapping[str, int]:
 
 
 CHECKS = (
-    Check("META-02", nothing, blocks_passed_on, "no block of a load was given to another request"),
+    Check("META-02", no_finding, blocks_passed_on, "no block of a load was given to another request"),
     Check("META-04", _no_blocks_refused, _no_blocks_taken, "no running request went on without a new block"),
     Check("META-09", _state_kept, _outputs_built, "no step was scheduled"),
-    Check("META-12", nothing, _ids_again, "no request id was used again"),
+    Check("META-12", no_finding, _ids_again, "no request id was used again"),
 )

@@ -38,6 +38,11 @@ class Check:
     missing: str
 
 
+def no_finding(_: History) -> Iterator[Finding]:
+    """For rules about a situation: a scenario family that provokes it binds the symptoms to the rule."""
+    return iter(())
+
+
 @dataclass(frozen=True)
 class Examination:
     """A history and what all checks say of it."""

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import CacheReset, EngineStarted, Event, History, HookCall, ProgramAction, Tokens
+from kvconform.checks.calls import offered
+from kvconform.checks.model import Check, Finding, no_finding
+from kvconform.engine.history import (
+    FINISH_HOOKS,
+    CacheReset,
+    EngineStarted,
+    Event,
+    History,
+    HookCall,
+    ProgramAction,
+    Tokens,
+)
 
 #: Chances that a prompt gets after a reset to be stored and found again, before it counts as lost.
 CHANCES = 3
-_FINISHES = ("request_finished", "request_finished_all_groups")
 Prompt = tuple[int, ...]
 
 
@@ -18,12 +27,13 @@ Prompt = tuple[int, ...]
 class _Engine:
     """One engine while its events are read.
 
-    ``since`` holds the tokens of requests that were alive at the last successful reset or came later: whatever they
-    have computed may be matched. None as long as there was no reset.
+    ``admitted`` are the requests that got blocks. ``since`` holds the tokens of requests that were alive at the last
+    successful reset or came later: whatever they have computed may be matched. None as long as there was no reset.
     """
 
     tokens: dict[str, Prompt] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
+    admitted: set[str] = field(default_factory=set)
     since: dict[str, Prompt] | None = None
     served: set[Prompt] = field(default_factory=set)
     lost: dict[Prompt, int] = field(default_factory=dict)
@@ -42,8 +52,10 @@ def _walk(history: History) -> Iterator[tuple[_Engine, Event, int]]:
             request = event.detail["request"]
             engine.tokens[request] = tuple(event.detail["tokens"])
             engine.alive.add(request)
-        elif isinstance(event, HookCall) and event.hook in _FINISHES:
+        elif isinstance(event, HookCall) and event.hook in FINISH_HOOKS:
             engine.alive.discard(event.args.get("request", ""))
+        elif isinstance(event, HookCall) and event.hook == "update_state_after_alloc":
+            engine.admitted.add(event.args["request"])
         elif isinstance(event, CacheReset) and event.connector and not event.inherits:
             if _emptied(history, event):
                 engine.since = {request: engine.tokens[request] for request in engine.alive}
@@ -63,10 +75,8 @@ def _emptied(history: History, reset: CacheReset) -> bool:
 
 def _promise(call: HookCall) -> int:
     """Tokens that are computed once the answer to this query is taken, if it promises any; else 0."""
-    answer = call.result
-    if not isinstance(answer, (tuple, list)) or not isinstance(answer[0], int) or answer[0] <= 0:
-        return 0
-    return int(call.args["num_computed_tokens"]) + answer[0]
+    tokens = offered(call)
+    return int(call.args["num_computed_tokens"]) + tokens if tokens else 0
 
 
 def _common(one: Prompt, other: Prompt) -> int:
@@ -88,7 +98,7 @@ def _stale(history: History) -> Iterator[Finding]:
         request = event.args["request"]
         own = engine.tokens.get(request, ())
         # The request itself counts once it was scheduled: it may be asking again after a preemption.
-        others = [tokens for name, tokens in engine.since.items() if name != request or _scheduled(history, event)]
+        others = [tokens for name, tokens in engine.since.items() if name != request or request in engine.admitted]
         known = max((_common(own, tokens) for tokens in others), default=0)
         if promised > known:
             yield Finding(
@@ -99,21 +109,6 @@ def _stale(history: History) -> Iterator[Finding]:
                 requests=(request,),
             )
             return
-
-
-def _scheduled(history: History, query: HookCall) -> bool:
-    """Whether the query's request was admitted before."""
-    request = query.args["request"]
-    for event in history.events:
-        if event is query:
-            return False
-        if (
-            isinstance(event, HookCall)
-            and event.hook == "update_state_after_alloc"
-            and (event.engine, event.args["request"]) == (query.engine, request)
-        ):
-            return True
-    return False
 
 
 def _rediscovery(history: History) -> Iterator[tuple[_Engine, HookCall, Prompt, bool]]:
@@ -193,18 +188,6 @@ def _amid(history: History) -> Mapping[str, int]:
     return {"resets with requests alive": len(busy)}
 
 
-def _idle_resets(history: History) -> Mapping[str, int]:
-    """Local resets of an engine that has loaded asynchronously before."""
-    engines, count = set(), 0
-    for event in history.events:
-        if isinstance(event, HookCall) and event.hook == "get_transfer_results":
-            if isinstance(event.result, dict) and event.result.get("finished_recving"):
-                engines.add(event.engine)
-        elif isinstance(event, CacheReset) and event.idle and event.succeeded:
-            count += event.engine in engines
-    return {"local resets that succeeded after asynchronous loads": count}
-
-
 def _successes(history: History) -> Mapping[str, int]:
     return {"local resets that succeeded": sum(e.idle and e.succeeded for e in history.of(CacheReset))}
 
@@ -228,17 +211,12 @@ def _ended_amid(history: History) -> Mapping[str, int]:
     return {"requests ended": sum(event.finish_reason is not None for event in history.of(Tokens))}
 
 
-def _nothing(_: History) -> Iterator[Finding]:
-    return iter(())
-
-
 _INHERITED = "the connector's cache was not reset: its class inherits reset_cache, which does nothing"
 CHECKS = (
     Check("RST-01", _answers, _resets, _INHERITED),
     Check("RST-02", _stale, _queried_after, "nothing that was served before a reset was asked for after it"),
-    Check("RST-03", _nothing, _ended_amid, "no connector of its own reset was reset with requests alive"),
-    Check("RST-04", _nothing, _idle_resets, "no local cache was reset after an asynchronous load"),
-    Check("RST-05", _nothing, _paused, "no step was taken while the engine was paused"),
+    Check("RST-03", no_finding, _ended_amid, "no connector of its own reset was reset with requests alive"),
+    Check("RST-05", no_finding, _paused, "no step was taken while the engine was paused"),
     Check("RST-06", _pinned, _successes, "the local cache of an idle engine was never reset"),
     Check("RST-07", _never_again, _found_again, "no prompt was served before and after a reset"),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from kvconform.checks.model import Check, Examination, Finding
+from kvconform.checks.calls import failed_blocks, failed_here
+from kvconform.checks.model import Check, Examination, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
 from kvconform.engine.history import (
     BorrowedChanged,
@@ -53,7 +54,7 @@ def _answered(role: Role) -> Callable[[History], Mapping[str, int]]:
 
 
 def _scheduler_failures(history: History) -> Iterator[Finding]:
-    # A second call of shutdown is another matter (SHUT-06).
+    # A second call of shutdown is another matter (SHUT-06), and so is one that would fail on any role (SHUT-05).
     second: set[int] = set()
     for event in history.events:
         if isinstance(event, ProgramAction) and event.action == "shutdown again":
@@ -64,6 +65,7 @@ def _scheduler_failures(history: History) -> Iterator[Finding]:
             and event.role == "scheduler"
             and event.error is not None
             and event.engine not in second
+            and (event.hook != "shutdown" or not failed_here(history, event))
         ):
             yield both_roles_finding(event)
 
@@ -193,18 +195,12 @@ def _builds(history: History) -> Mapping[str, int]:
     return {"scheduler outputs compared": sum(call.error is None for call in history.calls("build_connector_meta"))}
 
 
-def _nothing(_: History) -> Iterator[Finding]:
-    """Shared state shows by contrast only: a family's control program, or :func:`disturbance`."""
-    return iter(())
-
-
 _FAILED_LOADS = "blocks reported as not loaded"
 
 
 def _shared_state(history: History) -> Mapping[str, int]:
     tokens = external_tokens(history)
-    reports = [call.result for call in history.calls("get_block_ids_with_load_errors")]
-    failed = sum(len(result["set"]) for result in reports if isinstance(result, dict))
+    failed = sum(len(failed_blocks(call)) for call in history.calls("get_block_ids_with_load_errors"))
     return {"external tokens compared": tokens, _FAILED_LOADS: failed if tokens else 0}
 
 
@@ -231,7 +227,7 @@ CHECKS = (
     Check("ROLE-02", _foreign("ROLE-02", "worker"), _answered("worker"), "no worker-side hook was called"),
     Check("ROLE-03", _scheduler_failures, _both_roles_calls, "neither hook was called on the scheduler role"),
     Check("ROLE-04", _holdings, _inspections, "no engine became idle"),
-    Check("ROLE-05", _nothing, _shared_state, "no external hit was loaded, so no loaded byte could be compared"),
+    Check("ROLE-05", no_finding, _shared_state, "no external hit was loaded, so no loaded byte could be compared"),
     Check("ROLE-07", _held_metadata, _metadata_compared, "no step was scheduled after another one"),
     Check("ROLE-10", _empty_refused, _empty_taken, "the workers returned handshake metadata"),
     Check("ROLE-12", _params, _params_seen, "no request returned kv_transfer_params"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from kvconform.checks.calls import failed_here, raised
 from kvconform.checks.finish import handed_out_again
-from kvconform.checks.model import Check, Finding
+from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
 from kvconform.engine.history import History, HookCall
 
@@ -22,11 +23,11 @@ def _without_layers(history: History) -> Iterator[HookCall]:
 
 def _raised(history: History) -> Iterator[Finding]:
     for call in _without_layers(history):
-        if call.error is not None:
+        if failed_here(history, call):
             yield Finding(
                 "SAVE-05",
                 "wait_for_save returns in a step in which no layer was saved",
-                f"it raised {call.error} ({call.where})",
+                raised(call),
                 call,
             )
             return
@@ -36,11 +37,6 @@ def _returned(history: History) -> Mapping[str, int]:
     return {"steps without a saved layer": sum(call.error is None for call in _without_layers(history))}
 
 
-def _nothing(_: History) -> Iterator[Finding]:
-    """Shows by contrast only: a family binds its symptoms to the rule."""
-    return iter(())
-
-
 def _held_and_reused(history: History) -> Mapping[str, int]:
     blocks = handed_out_again(history, held=True) if external_tokens(history) else 0
     return {"blocks handed out again after a hold": blocks}
@@ -48,5 +44,5 @@ def _held_and_reused(history: History) -> Mapping[str, int]:
 
 CHECKS = (
     Check("SAVE-05", _raised, _returned, "every step saved a layer"),
-    Check("SAVE-02", _nothing, _held_and_reused, "no block was handed out again after a hold"),
+    Check("SAVE-02", no_finding, _held_and_reused, "no block was handed out again after a hold"),
 )

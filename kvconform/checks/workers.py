@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvconform.checks.model import Check, Finding
+from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.history import (
     EngineRaised,
     History,
@@ -133,10 +133,6 @@ def _tested(history: History) -> Mapping[str, int]:
     return {"reports tested": sum(1 for _ in history.of(ReportTested))}
 
 
-def _no_finding(_: History) -> Iterator[Finding]:
-    yield from ()
-
-
 def _several(history: History) -> set[int]:
     return {call.engine for call in history.calls("register_kv_caches") if call.rank > 0}
 
@@ -161,6 +157,6 @@ CHECKS = (
     Check("TP-04", _mixed_stats, _stats, "no step in which several workers returned statistics"),
     Check("TP-05", _bad_merges, _merges, "no step in which several workers returned metadata"),
     Check("TP-10", _false_reports, _tested, "no statistics, events or metadata were returned by a worker"),
-    Check("TP-11", _no_finding, _broken_shards, "the connector keeps no files that could be removed"),
-    Check("SAVE-07", _no_finding, _shards_compared, "no load was made by several workers"),
+    Check("TP-11", no_finding, _broken_shards, "the connector keeps no files that could be removed"),
+    Check("SAVE-07", no_finding, _shards_compared, "no load was made by several workers"),
 )

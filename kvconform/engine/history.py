@@ -6,11 +6,14 @@ compared with the oracle, and every byte that was not as it should be. It can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Role = Literal["scheduler", "worker"]
+
+#: What ends a request: the second one with SupportsHMA (Scheduler._connector_finished, 0.32.0).
+FINISH_HOOKS = ("request_finished", "request_finished_all_groups")
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,7 @@ class EventsPublished(Event):
 
 
 E = TypeVar("E", bound=Event)
+T = TypeVar("T")
 
 
 @dataclass
@@ -321,6 +325,7 @@ class History:
     """Events in the order in which they happened."""
 
     events: list[Event] = field(default_factory=list)
+    _derived: dict[Callable[[History], Any], tuple[int, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, event: Event) -> None:
         """Append one event."""
@@ -333,3 +338,11 @@ class History:
     def calls(self, *hooks: str) -> Iterator[HookCall]:
         """The calls of these hooks, in order; of all hooks when none is named."""
         return (call for call in self.of(HookCall) if not hooks or call.hook in hooks)
+
+    def derived(self, of: Callable[[History], T]) -> T:
+        """What ``of`` makes of this history; worked out once as long as nothing is added."""
+        known = self._derived.get(of)
+        if known is None or known[0] != len(self.events):
+            known = self._derived[of] = (len(self.events), of(self))
+        value: T = known[1]
+        return value

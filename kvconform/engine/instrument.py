@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kvconform.engine.history import History, HookCall, Role
+from kvconform.engine.history import FINISH_HOOKS, History, HookCall, Role
 
 # Hooks the engine calls on either role (vllm/distributed/kv_transfer/kv_connector/v1/base.py, 0.29.0 to 0.33.0).
 SCHEDULER_HOOKS: tuple[str, ...] = (
@@ -170,7 +170,7 @@ def describe_arguments(hook: str, args: tuple[Any, ...], kwargs: dict[str, Any])
             "block_ids": _groups(blocks.get_block_ids()),
             "num_external_tokens": external,
         }
-    if hook in ("request_finished", "request_finished_all_groups"):
+    if hook in FINISH_HOOKS:
         request, block_ids = args[:2]
         return {"request": request.request_id, "status": request.status.name, "block_ids": _groups(block_ids)}
     if hook in ("get_finished", "get_transfer_results"):
@@ -217,6 +217,9 @@ def describe_result(hook: str, result: Any) -> Any:
     """A result as plain data that keeps the type visible where the contract fixes the type."""
     if result is None or isinstance(result, (bool, int, str)):
         return result
+    if hook in FINISH_HOOKS and isinstance(result, tuple) and len(result) == 2:
+        # Only the truth of the first element counts (Scheduler._free_request, 0.32.0).
+        return bool(result[0]), describe_result("", result[1])
     if isinstance(result, tuple):
         return tuple(describe_result(hook, item) for item in result)
     if isinstance(result, (set, frozenset)):

@@ -9,6 +9,8 @@ from kvconform.kvcache.shape import KVCacheShape
 
 Runner = Literal["v1", "v2", "v2-full-graph"]
 Crossing = Literal["pickle", "reference"]
+#: Seconds that an engine waits for transfers while nothing can be computed.
+PATIENCE = 3.0
 HookOrder = Literal["vllm", "loads first", "bound first", "never cleared"]
 
 

@@ -7,6 +7,7 @@ nothing else; a file cannot name a class or a module.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from cattrs.strategies import configure_tagged_union
 
 from kvconform.checks.model import Examination, Finding
 from kvconform.engine import history as events
-from kvconform.engine.history import Event, History
+from kvconform.engine.history import Event, History, HookCall
 from kvconform.scenario.program import Action, Program
 
 T = TypeVar("T")
@@ -68,8 +69,16 @@ def load_history(data: Any) -> History:
         kind = kinds.get(fields.pop("event", ""))
         if kind is None:
             raise CodecError(f"unknown event {entry.get('event')!r} in a history")
-        history.add(_structure(fields, kind, f"an event {kind.__name__}"))
+        event = _structure(fields, kind, f"an event {kind.__name__}")
+        if isinstance(event, HookCall) and isinstance(event.result, list):
+            # Only tuples are recorded as such (describe_result); JSON has made lists of them.
+            event = replace(event, result=_as_tuple(event.result))
+        history.add(event)
     return history
+
+
+def _as_tuple(result: Any) -> Any:
+    return tuple(map(_as_tuple, result)) if isinstance(result, list) else result
 
 
 def dump_examination(examination: Examination) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def bind_to_situation(
     )
     if family.explain is not None:
         contrast += " " + family.explain(examination.history)
-    return Examination(examination.history, findings, examination.witnesses), contrast
+    return replace(examination, findings=findings), contrast
 
 
 def missing(rule: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from kvconform.checks.asynchronous_lives import FINISH_HOOKS
+from kvconform.checks.calls import finishes, is_held
 from kvconform.checks.model import Finding
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
@@ -98,10 +98,9 @@ def _in_good_time(program: Program) -> Program:
 
 def _owner_rule(history: History, finding: Finding) -> str:
     """Whether the request whose bytes are wrong was held at its end, or let go."""
-    for call in history.calls(*FINISH_HOOKS):
+    for call in finishes(history):
         if call.args["request"] == "first":
-            # A history from the connector's own process has lists for tuples.
-            return "SAVE-02" if isinstance(call.result, (tuple, list)) and call.result[0] else "FIN-09"
+            return "SAVE-02" if is_held(call) else "FIN-09"
     return finding.rule
 
 

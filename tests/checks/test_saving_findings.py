@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from histories import alloc, broken, compared, match, raised, witness
+from histories import broken, compared, raised, witness
 
 from kvconform.engine.history import HookCall, Scheduled
 
@@ -32,12 +32,6 @@ def test_only_steps_without_layers_are_witnesses() -> None:
 def test_preemptions_count_with_compared_bytes() -> None:
     assert witness("PRE-02", scheduled(2, "r1", preempted=("r2",))) == 0
     assert witness("PRE-02", scheduled(2, "r1", preempted=("r2",)), compared(16)) == 1
-
-
-def test_asynchronous_load_of_one_that_has_run_is_a_preempted_one() -> None:
-    assert witness("PRE-05", scheduled(1, "r1"), match((16, True), step=2), alloc(16, step=2)) == 1
-    assert witness("PRE-05", scheduled(1, "r1"), match((16, False), step=2), alloc(16, step=2)) == 0
-    assert witness("PRE-05", match((16, True), step=2), alloc(16, step=2)) == 0
 
 
 def test_one_preempted_request_is_not_all_of_them() -> None:

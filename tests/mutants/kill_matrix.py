@@ -64,6 +64,7 @@ class Entry:
     suites: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=lambda: {"path": "{dir}"})
     capabilities: tuple[str, ...] = ()
+    peer_timeout: float = 0.0
 
     @property
     def spec(self) -> str:
@@ -76,7 +77,7 @@ class Entry:
     @property
     def group(self) -> str:
         """Connectors of one group can be tried by one pytest process."""
-        return json.dumps([self.settings, self.capabilities], sort_keys=True)
+        return json.dumps([self.settings, self.capabilities, self.peer_timeout], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _run_batch(batch: Sequence[Entry], full: bool, narrow: bool) -> list[Outcome
 
 
 def _rules(entry: Entry) -> list[str]:
-    """The rules whose tests are enough to catch a mutant; none if no test of its suites names one of them."""
+    """The rules whose tests are enough to catch a mutant; none (all tests) unless its suites have tests of each."""
     from kvconform.report.suite_tests import rules_by_test
 
     named = {
@@ -201,7 +202,7 @@ def _rules(entry: Entry) -> list[str]:
         for rule in rules
         if test.partition("::")[0] in entry.suites
     }
-    return sorted(entry.breaks & named)
+    return sorted(entry.breaks) if entry.breaks <= named else []
 
 
 def _target_id(entry: Entry) -> str:
@@ -211,6 +212,8 @@ def _target_id(entry: Entry) -> str:
 def _pytest(batch: Sequence[Entry], full: bool, narrow: bool, folder: Path) -> tuple[str, list[RuleResult]]:
     settings = folder / "kvconform.toml"
     lines = [f"timeout = {SCENARIO_LIMIT}", 'device = "cpu"', f"capabilities = {json.dumps(batch[0].capabilities)}"]
+    if batch[0].peer_timeout:
+        lines.append(f"peer_timeout = {batch[0].peer_timeout}")
     extra = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in batch[0].settings.items()]
     settings.write_text("\n".join([*lines, "[kv_connector_extra_config]", *extra, ""]), encoding="utf-8")
     verdicts = folder / "verdicts.json"

@@ -25,9 +25,9 @@ ALWAYS_SHOWN = {f"ROLE-{number:02}" for number in (1, 2, 3, 4, 5, 6, 7, 8, 14)} 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
+def run() -> SuiteRun:
     """The suite, once, against all connectors."""
-    return run_suite("test_roles.py", [*BROKEN, *LEGAL], tmp_path_factory.mktemp("run"))
+    return run_suite("test_roles.py", [*BROKEN, *LEGAL])
 
 
 def _name(connector: str) -> str:

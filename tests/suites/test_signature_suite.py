@@ -19,11 +19,9 @@ PASSED = {f"SIG-{number:02}" for number in (1, 2, 4, 5, 6, 7, 8, 9, 10, 12, 13, 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
+def run() -> SuiteRun:
     """The suite, once, against all connectors."""
-    return run_suite(
-        "test_signature.py", [*BROKEN, *LEGAL, "legal_signature:BackendIsDown"], tmp_path_factory.mktemp("run")
-    )
+    return run_suite("test_signature.py", [*BROKEN, *LEGAL, "legal_signature:BackendIsDown"])
 
 
 def _name(connector: str) -> str:

@@ -23,7 +23,7 @@ from kvconform.engine.history import (
     Tokens,
 )
 from kvconform.engine.instrument import Recorder
-from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine.block_state import BlockStateWatch
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
@@ -50,7 +50,6 @@ EMPTY_STEP_SECONDS = 0.001
 # VllmConfig.max_concurrent_batches with asynchronous scheduling and one pipeline stage.
 BATCH_QUEUE_SIZE = 2
 EMPTY_STEP_LIMIT = 200
-PATIENCE_SECONDS = 3.0
 
 
 class VllmEngine:
@@ -77,7 +76,7 @@ class VllmEngine:
         provenance: Provenance,
         number: int = 1,
         device: str = "cpu",
-        patience: float = PATIENCE_SECONDS,
+        patience: float = PATIENCE,
     ) -> None:
         prepare(device)
         ensure_parallel_state()

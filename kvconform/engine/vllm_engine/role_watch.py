@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kvconform.engine.history import (
+    FINISH_HOOKS,
     BorrowedChanged,
     ForeignState,
     History,
@@ -107,7 +108,7 @@ class RoleWatch:
             self._note(hook, "scheduler output", list(differences(self._output, _output_fields(args[0]), "output")))
             self._compare_held()
             self._held = (result, plain(result))
-        if hook in ("request_finished", "request_finished_all_groups"):
+        if hook in FINISH_HOOKS:
             self._note_params(hook, args[0].request_id, result)
 
     def raised(self, role: Role, hook: str, error: BaseException) -> None:
