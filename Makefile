@@ -32,7 +32,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMPS)/kvconform $(STAMPS)/vllm ## Install everything and run the suites on the reference connector
+demo: $(STAMPS)/embedded ## Install the kit without vLLM and run the suites on the reference connector
 	@mkdir -p $(REPORTS)
 	$(BIN)/pytest --kvconform=$(REFERENCE) --kvconform-report=$(REPORTS)/demo.html $(PYTEST_ARGS)
 	@echo "The verdict on each rule is above; as a page: $(abspath $(REPORTS)/demo.html)"
@@ -86,6 +86,11 @@ $(STAMPS)/vllm: $(STAMPS)/venv constraints.txt
 
 $(STAMPS)/kvconform: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(PINNED) --editable .
+	@touch $@
+
+# What the engine 'embedded' needs besides the kit.
+$(STAMPS)/embedded: $(STAMPS)/kvconform
+	$(PINNED) torch==$(TORCH) --editable ".[embedded]"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/kvconform

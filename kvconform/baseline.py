@@ -1,13 +1,14 @@
 """The baseline: failures that a project knows of and lives with for now, each with a reason and a link.
 
 A rule of ``[[known]]`` is expected to fail, one of ``[[flaky]]`` may fail or pass. Neither fails the run, and both make
-its result partial. An entry that does not fit the run is an error: a baseline that nobody keeps is worse than none.
+its result partial. An entry that does not fit the run is an error: a baseline that nobody keeps is worse than none. One
+whose tests were left out of the run, or whose connector was, is told as not tried.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -63,47 +64,92 @@ class Baseline:
         found = [entry for entry in self.entries if entry.concerns(target, rule) and entry.excuses(verdict)]
         return max(found, key=lambda entry: bool(entry.target), default=None)
 
-    def problems(
-        self, verdicts: Mapping[tuple[str, str], Verdict], targets: Collection[str], known_rules: Collection[str]
-    ) -> tuple[str, ...]:
-        """Entries that do not fit a run, one sentence each; they fail it.
-
-        Args:
-            verdicts: (target id, rule id) -> verdict, without those of rules none of whose tests ran.
-            targets: ids of the connectors of the run.
-            known_rules: ids of all rules that there are.
-        """
-        return tuple(
-            f"{self.file}: {entry}: {problem}."
-            for entry in self.entries
-            for problem in _problem(entry, verdicts, targets, known_rules)
-        )
+    def fit(self, tried: Tried) -> Fit:
+        """Which entries do not fit a run, and which the run says nothing about."""
+        problems: list[str] = []
+        not_tried: list[str] = []
+        for entry in self.entries:
+            problem = _problem(entry, tried)
+            why_not = "" if problem else _not_tried(entry, tried)
+            problems += [f"{self.file}: {entry}: {problem}."] if problem else []
+            not_tried += [f"{self.file}: {entry}: {why_not}."] if why_not else []
+        return Fit(tuple(problems), tuple(not_tried))
 
 
-def _problem(
-    entry: Entry,
-    verdicts: Mapping[tuple[str, str], Verdict],
-    targets: Collection[str],
-    known_rules: Collection[str],
-) -> Iterator[str]:
-    if entry.target and entry.target not in targets:
-        yield f"this run has no connector {entry.target}, its connectors are {', '.join(targets)}"
-        return
-    found = {target: verdict for (target, rule), verdict in verdicts.items() if entry.concerns(target, rule)}
+@dataclass(frozen=True)
+class Tried:
+    """What a run has tried, as far as a baseline is concerned."""
+
+    #: (target id, rule id) -> verdict, without those of rules none of whose tests ran.
+    verdicts: Mapping[tuple[str, str], Verdict]
+    #: Ids of the connectors of the run.
+    targets: Collection[str]
+    #: Ids of all rules that there are.
+    known_rules: Collection[str]
+    #: Ids of the rules that some test checks, whether it ran or not.
+    checked_rules: Collection[str]
+    #: (target id, rule id) of rules some of whose tests did not run: deselected, not collected, stopped before.
+    incomplete: Collection[tuple[str, str]] = ()
+    #: Why no connector of some id can exist; None where nothing speaks against it.
+    no_such_target: Callable[[str], str | None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a baseline fits a run; one sentence each."""
+
+    #: They fail the run.
+    problems: tuple[str, ...] = ()
+    #: Entries that this run can neither confirm nor call stale.
+    not_tried: tuple[str, ...] = ()
+
+
+def _problem(entry: Entry, tried: Tried) -> str:
+    """Why an entry does not fit; empty if it does, or if the run cannot tell."""
+    if entry.rule not in tried.known_rules:
+        return f"there is no rule {entry.rule}; 'kvconform rules' lists them all"
+    if entry.target and entry.target not in tried.targets:
+        why = tried.no_such_target(entry.target)
+        return f"there is no such connector: {why.rstrip('.')}" if why else ""
+    found = _found(entry, tried)
     if not found:
-        if entry.rule not in known_rules:
-            yield f"there is no rule {entry.rule}; 'kvconform rules' lists them all"
-        else:
-            yield "nothing was found out about the rule, because none of its tests ran"
-    elif entry.kind == "flaky" or any(verdict in EXCUSABLE for verdict in found.values()):
-        return
-    elif Verdict.KIT_ERROR in found.values():
-        return  # fails the run by itself, and says nothing about the connector
-    elif Verdict.PASS in found.values():
-        yield "the rule passes now, so the entry is stale: remove it"
-    else:
+        if entry.rule in tried.checked_rules:
+            return ""
+        return "no test checks the rule, so nothing can show that it fails: remove the entry"
+    if entry.kind == "flaky" or any(verdict in EXCUSABLE for verdict in found.values()):
+        return ""
+    if Verdict.KIT_ERROR in found.values():
+        return ""  # fails the run by itself, and says nothing about the connector
+    if _incomplete(entry, tried):
+        return ""
+    if Verdict.PASS in found.values():
+        return "the rule passes now, so the entry is stale: remove it"
+    words = " and ".join(sorted({verdict.value for verdict in found.values()}))
+    return f"the rule is {words} now, so nothing shows that it still fails: remove the entry, or find out why"
+
+
+def _not_tried(entry: Entry, tried: Tried) -> str:
+    """Why the run says nothing about an entry without a problem; empty if it does."""
+    if entry.target and entry.target not in tried.targets:
+        return f"not tried, because this run has no connector {entry.target}"
+    found = _found(entry, tried)
+    if not found:
+        return "not tried, because none of the rule's tests ran"
+    if entry.kind == "flaky" or any(verdict in EXCUSABLE for verdict in found.values()):
+        return ""
+    if Verdict.KIT_ERROR not in found.values() and _incomplete(entry, tried):
         words = " and ".join(sorted({verdict.value for verdict in found.values()}))
-        yield f"the rule is {words} now, so nothing shows that it still fails: remove the entry, or find out why"
+        return f"not tried in full: the rule is {words}, but some of its tests did not run"
+    return ""
+
+
+def _found(entry: Entry, tried: Tried) -> dict[str, Verdict]:
+    """Target id -> verdict on the rules that an entry is about."""
+    return {target: verdict for (target, rule), verdict in tried.verdicts.items() if entry.concerns(target, rule)}
+
+
+def _incomplete(entry: Entry, tried: Tried) -> bool:
+    return any(entry.concerns(target, rule) for target, rule in tried.incomplete)
 
 
 def read_baseline(path: Path, given: str) -> Baseline:

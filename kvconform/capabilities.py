@@ -13,7 +13,15 @@ from typing import Any
 
 from kvconform.checks.calls import is_asynchronous, is_held
 from kvconform.checks.class_model import ClassShape
-from kvconform.engine.history import FINISH_HOOKS, Compared, History, HookCall, ProgramAction
+from kvconform.engine.history import (
+    FINISH_HOOKS,
+    ChildCall,
+    Compared,
+    EventsPublished,
+    History,
+    HookCall,
+    ProgramAction,
+)
 from kvconform.rules.model import CAPABILITIES
 
 #: Asked of every connector: the engine decides about them, not the connector.
@@ -107,16 +115,32 @@ def of_class(shape: ClassShape | None) -> dict[str, str]:
 def exercised(history: History) -> Counter[str]:
     """How often a run saw each capability at work."""
     seen: Counter[str] = Counter()
+    if any(True for _ in history.of(ChildCall)):
+        # What MultiConnector shows is its own.
+        return seen
     _loads(history, seen)
     for call in history.calls():
         if call.error is None:
             seen.update(_of_call(call))
-    restarted = {action.engine for action in history.of(ProgramAction) if action.action == "shutdown"}
-    loaded = [event for event in history.of(Compared) if event.external_tokens]
-    seen["persistence"] += sum(any(engine < event.engine for engine in restarted) for event in loaded)
+    seen["persistence"] += _loads_after_a_shutdown(history)
+    seen["events"] += sum(event.stored + event.removed > 0 for event in history.of(EventsPublished))
+    if any(action.action == "hand off" for action in history.of(ProgramAction)):
+        # Between two engines; what a connector does for one alone is another matter, and asked in other scenarios.
+        return Counter({name: seen["pd"] for name in ("pd", "producer") if seen["pd"]})
     groups = [call for call in history.calls("update_state_after_alloc") if _several_groups(call)]
     seen["hma"] += sum(call.args["num_external_tokens"] > 0 for call in groups)
     return +seen
+
+
+def _loads_after_a_shutdown(history: History) -> int:
+    ended: set[int] = set()
+    loads = 0
+    for event in history.events:
+        if isinstance(event, ProgramAction) and event.action == "shutdown":
+            ended.add(event.engine)
+        elif isinstance(event, Compared) and event.external_tokens:
+            loads += any(engine < event.engine for engine in ended)
+    return loads
 
 
 def _loads(history: History, seen: Counter[str]) -> None:
@@ -141,8 +165,6 @@ def _of_call(call: HookCall) -> Counter[str]:
         shown["failure-report"] += len(result.get("failed_recving") or ())
     elif call.hook == "get_block_ids_with_load_errors" and isinstance(result, dict):
         shown["failure-report"] += len(result.get("set") or ())
-    elif call.hook == "take_events":
-        shown["events"] += result not in (None, [], ())
     else:
         for name, hook in _VISIBLE.items():
             shown[name] += hook == call.hook and result is not None

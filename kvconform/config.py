@@ -17,13 +17,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from kvconform.api import vllm_version
 from kvconform.errors import UsageError
 from kvconform.presets import find_preset
 from kvconform.rules.model import CAPABILITIES as RULE_CAPABILITIES
 from kvconform.target import Target
 
 Role = Literal["kv_both", "kv_producer", "kv_consumer"]
-Engine = Literal["auto", "vllm"]
+Engine = Literal["auto", "vllm", "embedded"]
 Device = Literal["auto", "cpu", "cuda"]
 Budget = Literal["quick", "full"]
 
@@ -57,6 +58,9 @@ class RunConfig:
     seed: int = 0
     #: Seconds that one scenario may take before the connector's process is killed.
     timeout: float = 60.0
+    #: Seconds after which the connector, as configured here, gives up a peer that does not answer: the longest of its
+    #: leases and time-outs. 0 if that is not known; then nothing is said about them.
+    peer_timeout: float = 0.0
     #: File of known failures, see :mod:`kvconform.baseline`; empty for none.
     baseline: str = ""
     #: Target id of the preset that filled in keys; None when none did.
@@ -78,8 +82,10 @@ class RunConfig:
 
     @property
     def resolved_engine(self) -> str:
-        """The engine with "auto" decided."""
-        return "vllm" if self.engine == "auto" else self.engine
+        """The engine with "auto" decided: vLLM's own where it is installed."""
+        if self.engine != "auto":
+            return self.engine
+        return "embedded" if vllm_version() is None else "vllm"
 
     @property
     def resolved_device(self) -> Literal["cpu", "cuda"]:
@@ -154,6 +160,7 @@ class _Reader:
             "budget": lambda key, value: self._choice(key, value, BUDGETS),
             "seed": self._seed,
             "timeout": self._timeout,
+            "peer_timeout": self._timeout,
             "baseline": self._path,
         }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kvconform import capabilities
-from kvconform.api import vllm_version
+from kvconform.api import release_of
 from kvconform.capabilities import Capability, Shown
 from kvconform.cases.model import How
 from kvconform.cases.writer import CaseWriter, replay_command
@@ -23,13 +23,14 @@ from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig, expand, placeholders
 from kvconform.engine.history import EngineRaised, History, NeverIdle, Unsimulated, WrongBytes
-from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
+from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions, below_multi_connector
 from kvconform.engine.protocol import Engine
 from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.kvcache.provenance import Provenance
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, record, rules_of
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
+from kvconform.report.picturing import pictures_of
 from kvconform.rules import load_catalogue
 from kvconform.scenario import transfer
 from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing
@@ -79,16 +80,28 @@ class Conformance:
         if program.twin:
             (directory / "twin").mkdir()
             specs[True] = self.connector_spec(directory / "twin")
+        if program.pair is not None:
+            # What they share is theirs to find, ports are not.
+            producer, consumer = program.pair
+            specs = {
+                False: replace(self.connector_spec(directory), kv_role=producer),
+                True: replace(self.connector_spec(directory), kv_role=consumer),
+            }
 
         def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
             from kvconform.engine.vllm_engine.engine import VllmEngine
 
-            spec = specs[program.twin and number % 2 == 0]
+            spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
+            if options.place:
+                (directory / "sibling").mkdir(exist_ok=True)
+                spec = below_multi_connector(spec, self.connector_spec(directory / "sibling"), options.place)
             device, patience = self.config.resolved_device, self._patience
+            if program.pair is not None:
+                patience = max(PATIENCE, self.config.peer_timeout + 1.0)
             return VllmEngine(options, spec, history, provenance, number, device, patience)
 
         try:
-            history = play(program, make, directory)
+            history = play(program, make, directory, self.config.peer_timeout)
             if any(history.of(NeverIdle)):
                 self._patience = PATIENCE_WITH_A_STUCK_ONE
             return history
@@ -126,7 +139,18 @@ class Conformance:
 
     @property
     def observation(self) -> ClassObservation:
-        """How the class is imported and built, seen in processes of its own; the same object all the time."""
+        """How the class is imported and built, seen in processes of its own; the same object all the time.
+
+        Raises:
+            Inconclusive: the connector asked for something that the kit does not simulate.
+        """
+        seen = self._seen_class
+        if seen.not_simulated:
+            raise Inconclusive(seen.not_simulated)
+        return seen
+
+    @property
+    def _seen_class(self) -> ClassObservation:
         if self._observation is None:
             self._observation = self._observe()
         return self._observation
@@ -175,7 +199,7 @@ class Conformance:
         """What the connector was seen to be able to do so far, plain scenarios and a look at the class included."""
         if not self._probed:
             self._probed = True
-            self._shown.add(capabilities.of_class(self.observation.shape), {})
+            self._shown.add(capabilities.of_class(self._seen_class.shape), {})
             for program in (*transfer.reload().examples[:1], *transfer.restart().examples[:1]):
                 with contextlib.suppress(Refused, HungError, CrashedError):
                     self.examine(program)
@@ -194,7 +218,7 @@ class Conformance:
 
     def demand(self, rule: str) -> None:
         """Raises NotApplicable if ``rule`` is none of the installed vLLM's release."""
-        known, version = load_catalogue().rule(rule), vllm_version() or ""
+        known, version = load_catalogue().rule(rule), release_of(self.config.resolved_engine) or ""
         if version and not known.applies_to(version):
             last = f" until {known.until}" if known.until else ""
             raise NotApplicable(f"a rule of vLLM from {known.since} on{last}; installed is {version}")
@@ -204,7 +228,9 @@ class Conformance:
     def explore(self, family: Family, rules: Sequence[str], nodeid: str) -> Outcome:
         """Try a family within the run's budget; the seed depends on the run's seed and the test only."""
         seed = self.config.seed ^ zlib.crc32(nodeid.encode())
-        return Explorer(family, frozenset(rules), self.examine).explore(Budget(DRAWN[self.config.budget], seed))
+        return Explorer(family, frozenset(rules), self.examine).explore(
+            Budget(DRAWN[self.config.budget] * family.more, seed)
+        )
 
     def judge(self, request: pytest.FixtureRequest, family: Family) -> Outcome:
         """Try a family and settle every rule that the test names; findings of other rules are recorded as theirs.
@@ -232,7 +258,9 @@ class Conformance:
                 verdict=Verdict.CRASH,
             ) from None
         for rule, (program, examination) in outcome.elsewhere.items():
-            record(request, rule, Verdict.FAIL, message=self._text(request, family, examination, program))
+            pictures = pictures_of(examination.findings, examination.history)
+            text = self._text(request, family, examination, program)
+            record(request, rule, Verdict.FAIL, message=text, pictures=pictures.get(rule, ()))
         if outcome.failed is not None:
             program, examination = outcome.failed
             broken = tuple(dict.fromkeys(finding.rule for finding in examination.findings))
@@ -242,7 +270,8 @@ class Conformance:
                         request, rule, outcome, f"the scenario broke {', '.join(broken)} before this was shown"
                     )
             text = self._text(request, family, examination, program, outcome.contrast)
-            raise ConformanceFailure(text, rules=broken)
+            pictures = pictures_of(examination.findings, examination.history)
+            raise ConformanceFailure(text, rules=broken, pictures=pictures)
         if outcome.refused and not outcome.programs:
             self._demand_start()
             raise NotApplicable(f"the connector refuses this set-up: {outcome.refused[0]}")

@@ -6,6 +6,7 @@ The only place that decides what an exception in a test says about the connector
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -73,7 +74,11 @@ def _failed(item: pytest.Item, report: pytest.TestReport, failures: list[Conform
     for failure in failures:
         rules = failure.rules or (() if failed else _open_rules(item) or rules_of(item))
         broken.update(rules)
-        results += _results(item, report, [rule for rule in rules if rule not in failed], failure.verdict, failure.text)
+        found = _results(item, report, [rule for rule in rules if rule not in failed], failure.verdict, failure.text)
+        results += [replace(result, pictures=failure.pictures.get(result.rule, ())) for result in found]
+    # What the test would have shown of its other rules, it did not get to.
+    silent = [rule for rule in _open_rules(item) if rule not in broken]
+    results += _results(item, report, silent, Verdict.INCONCLUSIVE, f"{_end(verdicts, broken)} before this was shown")
     text = "\n\n".join(dict.fromkeys(failure.text for failure in failures))
     serious = {rule for rule in broken if not all(_is_excused(item, rule, verdict) for verdict in verdicts)}
     if broken and not serious:
@@ -88,6 +93,15 @@ def _failed(item: pytest.Item, report: pytest.TestReport, failures: list[Conform
     # hypothesis describes the failing example in its own terms; the text has the shortest trace already.
     report.sections = [(title, body) for title, body in report.sections if title != "Hypothesis"]
     return results
+
+
+def _end(verdicts: set[Verdict], broken: Iterable[str]) -> str:
+    """What a failing test came to instead of its other rules."""
+    if verdicts == {Verdict.TIMEOUT}:
+        return "a scenario timed out"
+    if verdicts == {Verdict.CRASH}:
+        return "the connector's process ended"
+    return f"the test broke {', '.join(sorted(broken))}"
 
 
 def _is_excused(item: pytest.Item, rule: str, verdict: Verdict) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kvconform.picture import Picture
 from kvconform.verdicts import RuleResult, Verdict
 
 # mypy doesn't see pytest's exception as a class.
@@ -36,10 +37,19 @@ class ConformanceFailure(AssertionError):
         text: a failure text that needs no knowledge of the kit.
         rules: the rules that are broken; by default the named ones that the test did not record.
         verdict: FAIL, or TIMEOUT or CRASH where that is what happened.
+        pictures: rule id -> block tables with what is wrong in them.
     """
 
-    def __init__(self, text: str, *, rules: Iterable[str] = (), verdict: Verdict = Verdict.FAIL) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        rules: Iterable[str] = (),
+        verdict: Verdict = Verdict.FAIL,
+        pictures: Mapping[str, tuple[Picture, ...]] | None = None,
+    ) -> None:
         super().__init__(text)
+        self.pictures = pictures or {}
         self.text = text
         self.rules = tuple(rules)
         self.verdict = verdict
@@ -69,6 +79,7 @@ def record(
     *,
     witnesses: Mapping[str, int] | None = None,
     message: str = "",
+    pictures: tuple[Picture, ...] = (),
 ) -> None:
     """Note what the running test found out about one rule.
 
@@ -78,6 +89,7 @@ def record(
         verdict: not used when ``rule`` is a whole result.
         witnesses: how often each thing was seen that the verdict rests on; a pass needs at least one.
         message: what was found, or what was missing.
+        pictures: block tables with what is wrong in them.
     """
     # A session-scoped request has no single test: its .node is the session, and the verdict would have no home.
     item = where if isinstance(where, pytest.Item) else where.node
@@ -86,7 +98,8 @@ def record(
     if isinstance(rule, RuleResult):
         data = rule.to_dict()
     else:
-        data = RuleResult(rule, "", verdict, witnesses=witnesses or {}, message=message).to_dict()
+        found = RuleResult(rule, "", verdict, witnesses=witnesses or {}, message=message, pictures=pictures)
+        data = found.to_dict()
     data["target"] = data["target"] or target_of(item)
     data["nodeid"] = data["nodeid"] or item.nodeid
     item.user_properties.append((PROPERTY, json.dumps({"type": "result", **data}, sort_keys=True)))

@@ -6,6 +6,7 @@ kit are in :mod:`kvconform.session`. Imports neither torch nor vLLM.
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,20 @@ _OPTION = "--kvconform"
 _CONFIG_OPTION = "--kvconform-config"
 
 _RUN_CONFIG: pytest.StashKey[RunConfig] = pytest.StashKey()
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, but expected is a whole number.") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, but expected is a number of seconds.") from None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="TOML file with connector, kv_role, kv_connector_extra_config, env and capabilities",
     )
     group.addoption(
-        "--kvconform-engine", dest="kvconform_engine", metavar="auto|vllm", help="What drives the connector"
+        "--kvconform-engine", dest="kvconform_engine", metavar="auto|vllm|embedded", help="What drives the connector"
     )
     group.addoption(
         "--kvconform-device", dest="kvconform_device", metavar="auto|cpu|cuda", help="Where the KV caches are"
@@ -51,12 +66,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="How much is tried: quick (default) for every commit, full for a release",
     )
     group.addoption(
-        "--kvconform-seed", dest="kvconform_seed", type=int, metavar="N", help="Seed of all generated scenarios"
+        "--kvconform-seed", dest="kvconform_seed", type=_whole, metavar="N", help="Seed of all generated scenarios"
     )
     group.addoption(
         "--kvconform-timeout",
         dest="kvconform_timeout",
-        type=float,
+        type=_number,
         metavar="SECONDS",
         help="How long one scenario may take before the connector's process is killed (default 60)",
     )
@@ -99,7 +114,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     _prepare(config, config.option)
     run_config = config.stash.get(_RUN_CONFIG, None)
-    if run_config is not None:
+    if run_config is None:
+        # Options in a project's addopts wait for a run that has a connector; typed ones are meant for this run.
+        typed = [str(arg).partition("=")[0] for arg in config.invocation_params.args]
+        idle = next((name for name in typed if name.startswith(f"{_OPTION}-")), None)
+        if idle is not None:
+            add = f"{_OPTION}=my.module:MyConnector or {_CONFIG_OPTION}=FILE"
+            raise pytest.UsageError(f"{idle} does nothing without a connector: add {add}.")
+    else:
         from kvconform.session import start_session
 
         start_session(config, run_config)

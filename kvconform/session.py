@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvconform import collection, target_fixtures
-from kvconform.api import vllm_version
+from kvconform.api import release_of
 from kvconform.baseline import Baseline, read_baseline
 from kvconform.capabilities import Capability, Shown
 from kvconform.cases.folder import cases_folder
+from kvconform.census import Census
 from kvconform.config import RunConfig
 from kvconform.coverage_report import COVERAGE_PLUGIN, CoveragePlugin, coverage_of
 from kvconform.errors import UsageError
@@ -60,8 +61,12 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
     config.pluginmanager.register(target_fixtures, "kvconform-target-fixtures")
     session = ConformanceSession(config, run_config, targets, unusable)
     config.pluginmanager.register(session, "kvconform-session")
+    if not hasattr(config, "workerinput"):
+        from kvconform.report.progress import Progress
+
+        config.pluginmanager.register(Progress(config, targets), "kvconform-progress")
     if recorder is not None:
-        recorder.start(targets, session.all_results, unusable, session.capabilities)
+        recorder.start(targets, session.all_results, unusable, session.capabilities, session.no_such_target)
         config.pluginmanager.register(recorder, "kvconform-report")
     if importlib.util.find_spec("kvconform.fixtures") is not None:
         config.pluginmanager.register(importlib.import_module("kvconform.fixtures"), "kvconform-fixtures")
@@ -120,6 +125,8 @@ class ConformanceSession:
         self._unusable = unusable
         #: (target id, rule id) of all collected tests, as an ordered set.
         self._named: dict[tuple[str, str], None] = {}
+        #: What was collected and left out, test by test.
+        self._census = Census()
         #: By test id: a later report of a test (call, teardown) repeats what an earlier one said.
         self._results: dict[str, list[RuleResult]] = {}
         self._tests: dict[str, dict[str, Any]] = {}
@@ -144,17 +151,23 @@ class ConformanceSession:
             ids = [target.id for target in self._targets]
             metafunc.parametrize("kvconform_target", self._targets, indirect=True, ids=ids, scope="session")
 
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self._census.deselected(items)
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         collection.share_conftest_hooks(self._config, session.items)
         self._named.update(dict.fromkeys((target_of(item), rule) for item in session.items for rule in rules_of(item)))
+        self._census.collected(session.items)
         worker_output = getattr(self._config, "workeroutput", None)
         if worker_output is not None:
-            worker_output[_WORKER_OUTPUT] = [list(pair) for pair in self._named]
+            worker_output[_WORKER_OUTPUT] = {"named": [list(p) for p in self._named], "census": self._census.to_data()}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        pairs = (getattr(node, "workeroutput", None) or {}).get(_WORKER_OUTPUT, [])
-        self._named.update(dict.fromkeys((target, rule) for target, rule in pairs))
+        told = (getattr(node, "workeroutput", None) or {}).get(_WORKER_OUTPUT)
+        if told is not None:
+            self._named.update(dict.fromkeys((target, rule) for target, rule in told["named"]))
+            self._census.learn(told["census"])
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -273,9 +286,11 @@ class ConformanceSession:
         from kvconform.rules import load_catalogue
 
         checked = checked_rules(collection.suites_directory())
-        return tuple(rule.id for rule in expected_rules(load_catalogue(), vllm_version()) if rule.id in checked)
+        release = release_of(self._run_config.resolved_engine)
+        return tuple(rule.id for rule in expected_rules(load_catalogue(), release) if rule.id in checked)
 
     def _report(self) -> RunReport:
+        from kvconform.report.suite_tests import checked_rules
         from kvconform.rules import load_catalogue
 
         return build_report(
@@ -290,7 +305,24 @@ class ConformanceSession:
             coverage={target.id: coverage_of(self._config, target.id) for target in self._targets},
             capabilities={target.id: self.capabilities(target.id) for target in self._targets},
             required=self._required(),
+            checked=checked_rules(collection.suites_directory()),
+            incomplete=self._census.incomplete({*self._results, *self._crashed}, [t.id for t in self._targets]),
+            no_such_target=self.no_such_target,
         )
+
+    def no_such_target(self, target: str) -> str | None:
+        """Why a connector that a baseline names cannot be one, as far as can be told without importing it."""
+        folders = [self._config.invocation_params.dir, *(t.search_path for t in self._targets)]
+        folders += [self._run_config.connector_directory, Path(self._run_config.baseline or ".").parent]
+        problem = None
+        for folder in dict.fromkeys(filter(None, folders)):
+            try:
+                parse_target(target, folder)
+            except UsageError as error:
+                problem = problem or str(error)
+            else:
+                return None
+        return problem
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

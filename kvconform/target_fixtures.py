@@ -42,7 +42,7 @@ class Rooms:
 
         run_config = self.config.stash[RUN_CONFIG]
         if self._nursery is None:
-            self._nursery = Nursery(run_config.resolved_device)
+            self._nursery = Nursery(run_config.resolved_device, engine=run_config.resolved_engine)
         if target.id not in self._rooms:
             self._rooms[target.id] = Room(target, run_config.for_target(target), self._nursery)
         return self._rooms[target.id]

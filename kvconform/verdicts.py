@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from kvconform.picture import Picture
+
 
 class Verdict(Enum):
     """The verdict on one rule for one connector."""
@@ -65,6 +67,8 @@ class RuleResult:
     message: str = ""
     #: Seconds.
     duration: float = 0.0
+    #: Block tables with what is wrong in them.
+    pictures: tuple[Picture, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -76,6 +80,7 @@ class RuleResult:
             "witnesses": dict(self.witnesses),
             "message": self.message,
             "duration": self.duration,
+            "pictures": [picture.to_data() for picture in self.pictures],
         }
 
     @classmethod
@@ -85,7 +90,8 @@ class RuleResult:
         Raises:
             KeyError, ValueError: not what :meth:`to_dict` returned.
         """
-        return cls(**{**data, "verdict": Verdict(data["verdict"])})
+        pictures = tuple(map(Picture.from_data, data.get("pictures", ())))
+        return cls(**{**data, "verdict": Verdict(data["verdict"]), "pictures": pictures})
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,11 @@ class RuleVerdict:
     def messages(self) -> tuple[str, ...]:
         """What the deciding results say, each text once."""
         return tuple(dict.fromkeys(result.message for result in self.deciding if result.message))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Those of the deciding results, each once."""
+        return tuple(dict.fromkeys(picture for result in self.deciding for picture in result.pictures))
 
     @property
     def duration(self) -> float:

@@ -38,6 +38,15 @@ def host_hit_source() -> Any:
     return CacheHitSource.HOST
 
 
+def peer_hit_source() -> Any:
+    """The same for the KV cache of another engine."""
+    try:
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+    except ImportError:
+        return None
+    return CacheHitSource.P2P
+
+
 def block_granularity(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> tuple[int, int]:
     """Tokens per scheduler block and tokens per entry of ``Request.block_hashes``.
 

@@ -10,7 +10,7 @@ import pytest
 
 from kvconform.conformance import Conformance
 from kvconform.kvcache.shape import DTYPES, LAYOUTS
-from kvconform.scenario import transfer
+from kvconform.scenario import layouts, transfer
 
 # Judged in every scenario beside the rule that the test is about.
 ALWAYS = ("LOAD-01", "LOAD-03", "LIVE-01", "LIVE-02", "LIVE-03")
@@ -32,7 +32,7 @@ def test_reload_in_each_physical_layout_returns_the_stored_bytes(
     conformance: Conformance, request: pytest.FixtureRequest, layout: str
 ) -> None:
     """Layer tensors are strided views of one allocation: strides and offsets are respected in every layout."""
-    conformance.judge(request, transfer.layout(layout))
+    conformance.judge(request, layouts.layout(layout))
 
 
 @pytest.mark.kvconform_rules("LAY-13")
@@ -41,7 +41,7 @@ def test_reload_of_each_dtype_returns_every_bit_pattern(
     conformance: Conformance, request: pytest.FixtureRequest, dtype: str
 ) -> None:
     """KV is copied as bytes, whatever the dtype, and never converted."""
-    conformance.judge(request, transfer.dtype(dtype))
+    conformance.judge(request, layouts.dtype(dtype))
 
 
 @pytest.mark.kvconform_rules("LAY-15")
@@ -49,7 +49,7 @@ def test_reload_with_different_k_and_v_widths_and_head_counts_returns_the_stored
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """K and V may differ in width; dimensions are known, not guessed."""
-    conformance.judge(request, transfer.head_widths())
+    conformance.judge(request, layouts.head_widths())
 
 
 @pytest.mark.kvconform_rules("LAY-14")
@@ -57,7 +57,7 @@ def test_reload_of_an_mla_cache_returns_the_stored_bytes(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """An MLA cache has one latent per token, with no separate K and V."""
-    conformance.judge(request, transfer.mla())
+    conformance.judge(request, layouts.mla())
 
 
 @pytest.mark.kvconform_rules("LAY-12")
@@ -65,7 +65,7 @@ def test_reload_with_padded_pages_returns_the_stored_bytes(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """Padding between pages belongs to no token."""
-    conformance.judge(request, transfer.padded_pages())
+    conformance.judge(request, layouts.padded_pages())
 
 
 @pytest.mark.kvconform_rules("LAY-10")
@@ -73,7 +73,7 @@ def test_reload_with_kernel_blocks_smaller_than_blocks_returns_the_stored_bytes(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """A scheduler block is several rows of the registered tensor when vLLM splits it into kernel blocks."""
-    conformance.judge(request, transfer.kernel_blocks())
+    conformance.judge(request, layouts.kernel_blocks())
 
 
 @pytest.mark.kvconform_rules("META-07")

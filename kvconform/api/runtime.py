@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +16,8 @@ from kvconform.errors import UsageError
 
 OLDEST_RELEASE = Version("0.29.0")
 NEWEST_TESTED_RELEASE = Version("0.33.0")
+# What the engine 'embedded' follows.
+STANDIN_RELEASE = "0.32.0"
 
 # Set before vllm is imported, unless the user chose otherwise: no network, no log flood, loopback only, and the model
 # runner V2's output shape is chosen per scenario instead of by platform (0.33.0 flips the default on platforms that it
@@ -38,13 +41,26 @@ class VllmRuntime:
 
 
 def vllm_version() -> str | None:
-    """The installed vLLM's version without importing it, or None."""
+    """The version of what ``import vllm`` gives here, found out without importing it: vLLM, the stand-in, or None."""
+    if standin_in_place():
+        return STANDIN_RELEASE
     if importlib.util.find_spec("vllm") is None:
         return None
     try:
         return importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def standin_in_place() -> bool:
+    """Whether the engine 'embedded' has put its stand-in in vLLM's place in this process."""
+    finder = sys.modules.get("kvconform.engine.embedded.finder")
+    return finder is not None and bool(finder.installed())
+
+
+def release_of(engine: str) -> str | None:
+    """The vLLM release that an engine behaves as, or None if there is none."""
+    return STANDIN_RELEASE if engine == "embedded" else vllm_version()
 
 
 def set_up(device: str) -> None:

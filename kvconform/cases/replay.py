@@ -11,13 +11,12 @@ from typing import Literal
 from hypothesis import strategies as st
 
 import kvconform
-from kvconform.api import vllm_version
+from kvconform.api import release_of
 from kvconform.cases.model import Case
 from kvconform.checks import Examination
 from kvconform.config import RunConfig, read_run_config
 from kvconform.conformance import Conformance, witness_rule
 from kvconform.environment import prepare_environment
-from kvconform.errors import UsageError
 from kvconform.isolation.nursery import Nursery
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
@@ -94,9 +93,7 @@ def replay(case: Case, target: Target, config: RunConfig, command: str) -> Repla
 
 @contextmanager
 def _conformance(target: Target, config: RunConfig) -> Iterator[Conformance]:
-    if vllm_version() is None:
-        raise UsageError("vLLM is not installed in this environment, and a case is played with the real one.")
-    nursery = Nursery(config.resolved_device)
+    nursery = Nursery(config.resolved_device, engine=config.resolved_engine)
     room = Room(target, config, nursery)
     try:
         yield Conformance(target, config, room)
@@ -186,7 +183,7 @@ def _clean(case: Case, examination: Examination) -> Replay:
 def _notes(case: Case, target: Target, config: RunConfig) -> Iterator[str]:
     for name, saved, here in (
         ("kvconform", case.kit, kvconform.__version__),
-        ("vLLM", case.vllm or "none", vllm_version() or "none"),
+        ("vLLM", case.vllm or "none", release_of(config.resolved_engine) or "none"),
     ):
         if saved != here:
             yield f"The case was found with {name} {saved}; here is {here}."

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import kvconform
-from kvconform.api import vllm_version
+from kvconform.api import release_of
 from kvconform.cases.folder import cases_folder
 from kvconform.cases.model import Case, How, Observation, Situation, Tested, dumps, to_data
 from kvconform.checks.model import Finding
@@ -127,7 +127,7 @@ def _case(
 
     return Case(
         kit=kvconform.__version__,
-        vllm=vllm_version(),
+        vllm=release_of(config.resolved_engine),
         connector=Tested(
             spec=target.spec,
             id=target.id,

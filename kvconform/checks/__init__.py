@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from kvconform.checks import (
     asynchronous,
+    composition,
     crossing,
     events,
     failures,
     finish,
     hybrid,
+    identity,
     live,
     match,
     metadata,
     order,
     order_requests,
     preemption,
+    producer_consumer,
     reset,
     roles,
     saving,
@@ -30,6 +33,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     *match.CHECKS,
     *transfer.CHECKS,
     *crossing.CHECKS,
+    *composition.CHECKS,
     *roles.CHECKS,
     *failures.CHECKS,
     *reset.CHECKS,
@@ -45,6 +49,8 @@ ALL_CHECKS: tuple[Check, ...] = (
     *metadata.CHECKS,
     *workers.CHECKS,
     *hybrid.CHECKS,
+    *identity.CHECKS,
+    *producer_consumer.CHECKS,
     *live.CHECKS,
 )
 CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
@@ -53,7 +59,7 @@ CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
 # An answer that breaks one of these leaves the scheduler in a state in which nothing later proves anything: negative
 # computed tokens, an assertion half-way through schedule(), and so on (contract section 3; Scheduler.schedule, 0.32.0).
 _ALWAYS_TOLD = frozenset(check.rule for check in match.CHECKS)
-_UNDERMINING = _ALWAYS_TOLD | asynchronous.UNDERMINING
+_UNDERMINING = _ALWAYS_TOLD | asynchronous.UNDERMINING | composition.UNDERMINING
 
 
 def examine(history: History) -> Examination:

@@ -296,6 +296,12 @@ CHECKS = (
     Check("ASYNC-18", _block_frees, _frees_asked, "the scheduler never ran out of blocks"),
     Check("ASYNC-20", no_finding, _chunked_holds, "no request with several saves was held"),
     Check("ASYNC-22", _faults("ASYNC-22"), _second_lives, "no id was used again after a transfer"),
+    Check(
+        "FAIL-09",
+        _faults("FAIL-09"),
+        _counted("requests failed before their load had ended", lambda _, life: life.failed_while_loading),
+        "no request failed before its asynchronous load had ended",
+    ),
 )  # fmt: skip
 
 #: Completions that leave blocks or states of the scheduler wrong: nothing that shows later proves anything.

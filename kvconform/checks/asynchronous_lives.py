@@ -43,6 +43,11 @@ class Life:
     seen: set[int] = field(default_factory=set)
     failed: bool = False
 
+    @property
+    def failed_while_loading(self) -> bool:
+        """Whether the request ended because of a failure that was reported before the end of its load."""
+        return self.loading and self.ended is not None and self.ended.args.get("status") == "FINISHED_ERROR"
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -182,7 +187,13 @@ class Lives:
                 yield self._never("ASYNC-07", expected, life.hold, stuck, request)
             elif self.is_open(life.load):
                 assert life.load is not None
-                if life.failed:
+                if stuck.step - life.load.begun.step < stuck.limit // 2:
+                    # Begun a moment ago: one of many that end and are promised again, or the engine was busy.
+                    continue
+                if life.failed_while_loading:
+                    expected = f"{request}, which failed while it was loading, in finished_recving all the same"
+                    yield self._never("FAIL-09", expected, life.load, stuck, request)
+                elif life.failed:
                     expected = f"{request} in finished_recving as well, since it was reported in failed_recving"
                     yield self._never("ASYNC-16", expected, life.load, stuck, request)
                 else:

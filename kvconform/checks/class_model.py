@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -121,6 +121,13 @@ class ClassObservation:
                 return str(role.raised)
         return ""
 
+    @property
+    def not_simulated(self) -> str:
+        """What the connector asked for that the kit does not have; empty if there was no such thing."""
+        return next(
+            (raised["message"] for raised in _all_raised(self.to_dict()) if raised["kind"] in _NOT_SIMULATED), ""
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
@@ -138,6 +145,19 @@ class ClassObservation:
         values["shape"] = _shape(values.get("shape"))
         values["effects"] = tuple(values.get("effects", ()))
         return cls(**values)
+
+
+# Exceptions by which the kit says so; they are no fault of a connector.
+_NOT_SIMULATED = ("NotSimulated", "NotCoveredError")
+
+
+def _all_raised(data: Any) -> Iterator[Mapping[str, Any]]:
+    """Every exception in an observation's data."""
+    if isinstance(data, Mapping):
+        if {"kind", "message"} <= data.keys():
+            yield data
+        for value in data.values():
+            yield from _all_raised(value)
 
 
 def _raised(data: Mapping[str, Any] | None) -> Raised | None:

@@ -150,7 +150,14 @@ def _before(history: History, at: WrongBytes) -> Iterator[WrongBytes]:
 
 def recomputed_rule(history: History, finding: Finding) -> str:
     """The rule of a symptom that shows under the policy "recompute" only."""
-    return _stuck_rule(history, finding.at) if isinstance(finding.at, NeverIdle) else "FAIL-11"
+    if isinstance(finding.at, NeverIdle):
+        return _stuck_rule(history, finding.at)
+    late = {judged for judged, *_ in _judged(history)} & {"FAIL-02", "FAIL-03"}
+    if late:
+        # A request that runs before its failure is known runs on what is missing.
+        return min(late)
+    failed = [load for report in reports(history) for load in report.loads if _failed(report, load)]
+    return "FAIL-11" if any(not load.asynchronous for load in failed) else "FAIL-20"
 
 
 def failed_rule(history: History, finding: Finding) -> str:
@@ -243,16 +250,6 @@ def _by_request(history: History) -> Mapping[str, int]:
     return {"requests reported as failed with several groups": sum(len(report.requests) for report in several)}
 
 
-def _failed_while_loading(history: History) -> Mapping[str, int]:
-    early: set[tuple[int, str]] = set()
-    failed = {(e.engine, e.request) for e in history.of(Tokens) if e.finish_reason == "error"}
-    for report in reports(history):
-        for load in report.loads:
-            if _failed(report, load) and load.asynchronous and load.received is None:
-                early.add((load.engine, load.request))
-    return {"requests failed before their load had ended": len(early & failed)}
-
-
 def _refusals(history: History) -> Mapping[str, int]:
     """Prompts that were computed while nothing could be stored, and that were not found when it could be again."""
     refused, phase, files = {}, "", 0
@@ -284,7 +281,6 @@ CHECKS = (
     Check("FAIL-05", _misreported("FAIL-05"), _by_request, "no load failed with several KV cache groups"),
     Check("FAIL-06", no_finding, _error_ends, "no request failed because of its load"),
     Check("FAIL-08", no_finding, _loads_after_error, "nothing was loaded after a request had failed"),
-    Check("FAIL-09", no_finding, _failed_while_loading, "no request failed before its asynchronous load had ended"),
     Check("FAIL-10", no_finding, _recovered(True), "no request went on after a failed asynchronous load"),
     Check("FAIL-11", no_finding, _recovered(False), "no request went on after a failed synchronous load"),
     Check(

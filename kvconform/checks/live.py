@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from kvconform.checks import (
     asynchronous,
+    composition,
     crossing,
     events,
     failures,
@@ -14,6 +15,7 @@ from kvconform.checks import (
     metadata,
     order,
     order_requests,
+    producer_consumer,
     roles,
     saving,
     shutdown,
@@ -22,13 +24,14 @@ from kvconform.checks import (
     workers,
 )
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import Audited, EngineRaised, History, HookCall, Leaked, NeverIdle, Tokens
+from kvconform.engine.history import Audited, EngineRaised, History, HookCall, Leaked, NeverIdle, ProgramAction, Tokens
 
 # Rules whose violation makes vLLM raise: such an exception is theirs, not a second defect.
 _EXPLAINING = (
     *match.CHECKS,
     *transfer.CHECKS,
     *crossing.CHECKS,
+    *composition.CHECKS,
     *roles.CHECKS,
     *failures.CHECKS,
     *asynchronous.CHECKS,
@@ -41,6 +44,7 @@ _EXPLAINING = (
     *order_requests.CHECKS,
     *metadata.CHECKS,
     *workers.CHECKS,
+    *producer_consumer.CHECKS,
 )
 
 
@@ -49,10 +53,16 @@ def _explained(history: History) -> set[tuple[int, int]]:
     return {(finding.at.engine, finding.at.step) for check in _EXPLAINING for finding in check.find(history)}
 
 
+def _set_up_anew(history: History) -> set[int]:
+    """Engines that were started with other options than the one before."""
+    return {event.engine for event in history.of(ProgramAction) if event.action == "another set-up"}
+
+
 def _raised(history: History) -> Iterator[Finding]:
     for event in history.of(EngineRaised):
-        # A first engine that doesn't start is a refusal, which the caller has dealt with; a restarted one has to start.
-        if event.during == "start-up" and event.engine == 1:
+        # A first engine that doesn't start is a refusal, which the caller has dealt with; a restarted one has to start,
+        # unless it is set up in another way than the one that has filled the store.
+        if event.during == "start-up" and (event.engine == 1 or event.engine in history.derived(_set_up_anew)):
             continue
         if (event.engine, event.step) in history.derived(_explained):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding
 from kvconform.engine.history import Compared, EngineRaised, History, HookCall, Stray, WrongBytes
@@ -112,7 +112,9 @@ def _stray(history: History, rule: str) -> Iterator[Finding]:
         seen.add(key)
         yield Finding(
             rule,
-            "computed slots keep their content" if shared else "only slots of the load's own blocks change",
+            "blocks that no load is to fill keep their content"
+            if shared
+            else "only slots of the load's own blocks change",
             f"{_place(write)} changed {write.phase}" + (f": {write.observed[0]}" if write.observed else ""),
             write,
             details=write.observed[1:],
@@ -127,7 +129,7 @@ def _place(write: Stray) -> str:
     if write.block < 0:
         return write.layer
     slots = ", ".join(span(first, last, "slot") for first, last in runs(write.slots))
-    owner = f", computed KV of {' and '.join(write.owners)}" if write.owners else ", which no request owns"
+    owner = f", KV of {' and '.join(write.owners)}" if write.owners else ", which no request owns"
     return f"block {write.block} {slots} of layer {write.layer}{owner},"
 
 
@@ -157,16 +159,36 @@ def _loads(history: History) -> Mapping[str, int]:
     return {"loads audited": loads}
 
 
-def _loads_behind_local(history: History) -> Mapping[str, int]:
+def _behind_local(history: History) -> list[tuple[int, str]]:
+    """The requests (with their engines) of loads that came on top of a local hit."""
     match: dict[str, HookCall] = {}
-    count = 0
+    found = []
     for call in history.calls("get_num_new_matched_tokens", "update_state_after_alloc"):
         if call.hook == "get_num_new_matched_tokens":
             match[call.args["request"]] = call
         elif call.args["num_external_tokens"] > 0:
             asked = match.get(call.args["request"])
-            count += asked is not None and asked.args["num_computed_tokens"] > 0
-    return {"loads behind a local hit": count}
+            if asked is not None and asked.args["num_computed_tokens"] > 0:
+                found.append((call.engine, call.args["request"]))
+    return found
+
+
+def _loads_behind_local(history: History) -> Mapping[str, int]:
+    return {"loads behind a local hit": len(history.derived(_behind_local))}
+
+
+def local_hit_rule(otherwise: str) -> Callable[[History, Finding], str]:
+    """The rule of a symptom that shows beside local hits only; what was computed on wrong KV is a consequence."""
+
+    def rule(history: History, finding: Finding) -> str:
+        if any(stray.owners and not stray.held for stray in history.of(Stray)):
+            return "ALLOC-02"
+        first_hand = (e for e in history.of(WrongBytes) if not any("on top of wrong KV" in text for text in e.observed))
+        at = next(first_hand, finding.at)
+        behind = not isinstance(at, WrongBytes) or (at.engine, at.request) in history.derived(_behind_local)
+        return "ALLOC-01" if behind else otherwise
+
+    return rule
 
 
 CHECKS = (

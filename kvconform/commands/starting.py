@@ -66,6 +66,9 @@ kv_role = "kv_both"
 # Seconds that one scenario may take before the connector's process is killed.
 timeout = 60
 
+# Producers and consumers: seconds after which the connector, as configured here, gives up a silent peer.
+# peer_timeout = 30.0
+
 # Known failures, each with a reason and a link; they do not fail the run, and make its result partial.
 # baseline = "kvconform-baseline.toml"
 

@@ -146,3 +146,15 @@ def tracked_request_ids(scheduler: Any) -> dict[str, tuple[str, ...]]:
         if ids:
             held[name] = ids
     return held
+
+
+def admit_items(scheduler: Any) -> None:
+    """Room for the encoder outputs of multimodal items, of which vLLM gives none to the text model on paper.
+
+    ``Scheduler.max_num_encoder_input_tokens`` and ``EncoderCacheManager`` (vllm/v1/core/encoder_cache_manager.py) have
+    these names from 0.29.0 to 0.33.0.
+    """
+    if scheduler.max_num_encoder_input_tokens == 0:
+        cache = scheduler.encoder_cache_manager
+        cache.cache_size = cache.num_free_slots = cache.num_freeable_slots = 1 << 20
+        scheduler.max_num_encoder_input_tokens = cache.cache_size

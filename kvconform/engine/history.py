@@ -41,6 +41,13 @@ class HookCall(Event):
 
 
 @dataclass(frozen=True)
+class ChildCall(Event):
+    """MultiConnector called a hook of the connector under test, which is one of its children."""
+
+    call: HookCall
+
+
+@dataclass(frozen=True)
 class EngineStarted(Event):
     """An engine is up: tokens per block of each KV cache group, and what it does when a load fails."""
 
@@ -96,6 +103,16 @@ class Compared(Event):
 
 
 @dataclass(frozen=True)
+class Held:
+    """What the tokens ``first`` to ``last`` hold instead; the kinds are those of kvconform.picture."""
+
+    first: int
+    last: int
+    kind: str
+    what: str
+
+
+@dataclass(frozen=True)
 class WrongBytes(Event):
     """A slot that the engine believes to be computed holds other bytes than the oracle's.
 
@@ -111,6 +128,25 @@ class WrongBytes(Event):
     external: bool
     observed: tuple[str, ...]
     reported_failed: bool = False
+    rank: int = 0
+    held: tuple[Held, ...] = ()
+
+
+@dataclass(frozen=True)
+class BlockTable(Event):
+    """What the forward of a step read for a request with wrong slots: its block ids, per KV cache group.
+
+    Tokens [0, computed) were believed to be computed, those of [external_first, external_last) because the connector
+    had promised them; the ``scheduled`` ones after them are computed in the step.
+    """
+
+    request: str
+    block_sizes: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
+    computed: int
+    scheduled: int
+    external_first: int
+    external_last: int
     rank: int = 0
 
 
@@ -128,6 +164,7 @@ class Stray(Event):
     owners: tuple[str, ...]
     observed: tuple[str, ...]
     held: bool = False
+    block_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,6 +258,22 @@ class NeverIdle(Event):
 
     limit: int
     unfinished: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outlasted(Event):
+    """The engine was stepped until it was idle, or for as long as its connector may wait for a peer.
+
+    ``limit`` is the longest time-out that the configuration names, 0 if it names none; ``seconds`` is what it took.
+    ``unfinished`` requests were left, and finished ones that were still ``held``; others had been ``held_for`` so many
+    seconds since they were delivered.
+    """
+
+    seconds: float
+    limit: float
+    unfinished: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    held_for: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

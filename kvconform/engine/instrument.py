@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kvconform.engine.history import FINISH_HOOKS, History, HookCall, Role
+from kvconform.engine.history import FINISH_HOOKS, ChildCall, Event, HookCall, Role
 
 # Hooks the engine calls on either role (vllm/distributed/kv_transfer/kv_connector/v1/base.py, 0.29.0 to 0.33.0).
 SCHEDULER_HOOKS: tuple[str, ...] = (
@@ -85,15 +85,34 @@ class HookWatch(Protocol):
         """After the hook has raised."""
 
 
+class Record(Protocol):
+    """Where calls are written down."""
+
+    def add(self, event: Event) -> None:
+        """Append one event."""
+
+
+class _BelowMultiConnector:
+    """Writes down calls of a child as such."""
+
+    def __init__(self, history: Record) -> None:
+        self._history = history
+
+    def add(self, event: Event) -> None:
+        assert isinstance(event, HookCall)
+        self._history.add(ChildCall(event.engine, event.step, event))
+
+
 class Recorder:
-    """Records hook calls of both roles into one history.
+    """Records hook calls of both roles into one history, those of the n-th ``child`` of a MultiConnector apart.
 
     ``clock`` tells (engine number, step). ``after`` maps a hook name to a function that the engine wants called once
     the connector's own hook has returned (used to hand out poisoned blocks right after ``handle_preemptions``).
     """
 
-    def __init__(self, history: History, clock: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, history: Record, clock: Callable[[], tuple[int, int]], child: int | None = None) -> None:
         self.history = history
+        self._child = None if child is None else (child, Recorder(_BelowMultiConnector(history), clock))
         self.clock = clock
         self.raised = HookRaised()
         self.after: dict[str, Callable[..., None]] = {}
@@ -105,6 +124,9 @@ class Recorder:
             original = getattr(connector, hook, None)
             if callable(original):
                 setattr(connector, hook, self._recording(original, hook, role, rank))
+        if self._child is not None:
+            index, recorder = self._child
+            recorder.attach(connector._connectors[index], role, rank)
 
     def _recording(self, original: Callable[..., Any], hook: str, role: Role, rank: int) -> Callable[..., Any]:
         def recorded(*args: Any, **kwargs: Any) -> Any:

@@ -11,18 +11,40 @@ Runner = Literal["v1", "v2", "v2-full-graph"]
 Crossing = Literal["pickle", "reference"]
 #: Seconds that an engine waits for transfers while nothing can be computed.
 PATIENCE = 3.0
+#: Where below MultiConnector: it asks its children in order, and the first one that offers something loads.
+Place = Literal["", "first", "last"]
 HookOrder = Literal["vllm", "loads first", "bound first", "never cleared"]
 
 
 @dataclass(frozen=True)
 class ConnectorSpec:
-    """Which connector, in KVTransferConfig's terms; ``module_path`` None means a name in vLLM's registry."""
+    """Which connector, in KVTransferConfig's terms; ``module_path`` None means a name in vLLM's registry.
+
+    ``child`` says which child of a MultiConnector is the connector under test; None if there is none.
+    """
 
     class_name: str
     module_path: str | None
     kv_role: str = "kv_both"
     extra_config: dict[str, Any] = field(default_factory=dict)
     engine_id: str | None = None
+    child: int | None = None
+
+
+def below_multi_connector(connector: ConnectorSpec, sibling: ConnectorSpec, place: Place) -> ConnectorSpec:
+    """vLLM's MultiConnector with both as children, in the terms of MultiConnector.__init__ (0.9.2 on)."""
+    order = [connector, sibling] if place == "first" else [sibling, connector]
+    children = [
+        {
+            "kv_connector": child.class_name,
+            **({} if child.module_path is None else {"kv_connector_module_path": child.module_path}),
+            "kv_role": child.kv_role,
+            "kv_connector_extra_config": child.extra_config,
+        }
+        for child in order
+    ]
+    extra = {"connectors": children}
+    return ConnectorSpec("MultiConnector", None, connector.kv_role, extra, child=order.index(connector))
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,8 @@ class EngineOptions:
     ``workers`` are the tensor-parallel ranks of one engine; their outputs go through vLLM's KVOutputAggregator. The
     completions of the last of them reach it ``late_steps`` steps later, as if its transfers were slower.
 
+    ``place`` puts the connector below MultiConnector, with a sibling of its class that has a store of its own.
+
     ``hook_order`` departs from the runner's order, for contrast: ``loads first`` starts loads before the forward in
     every step, ``bound first`` binds the metadata before handle_preemptions, as well as after it. ``never cleared``
     leaves clear_connector_metadata out, as a pipeline stage with deferred finalisation does.
@@ -53,14 +77,24 @@ class EngineOptions:
     workers: int = 1
     late_steps: int = 0
     hook_order: HookOrder = "vllm"
+    place: Place = ""
     load_failure_policy: Literal["recompute", "fail"] = "recompute"
     enable_prefix_caching: bool = True
     model: str = "model"
     model_seed: int = 0
 
+    @property
+    def kv_model(self) -> str:
+        """What an engine computes KV with, by name: another dtype, or a split over ranks, gives other KV as well."""
+        dtypes = sorted({layer.dtype for layer in self.shape.layers})
+        kind = "" if dtypes == ["float16"] else f" in {', '.join(dtypes)}"
+        return self.model + kind + ("" if self.workers == 1 else f" on {self.workers} ranks")
+
     def __post_init__(self) -> None:
         if self.workers < 1 or self.late_steps < 0 or (self.late_steps and self.workers == 1):
             raise ValueError(f"{self.workers} workers, the last of them {self.late_steps} steps late, make no sense")
+        if self.model in ("", ".", "..") or "/" in self.model:
+            raise ValueError(f"the model's name {self.model!r} is no name of a folder")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 from kvconform.engine.history import History
 from kvconform.scenario.program import RequestSpec
@@ -19,6 +20,8 @@ class Engine(Protocol):
     """
 
     history: History
+    #: What the connector had for the front-end when a request ended, by request.
+    delivered: dict[str, Any]
 
     def add(self, spec: RequestSpec) -> None:
         """Queue a request."""
@@ -38,8 +41,14 @@ class Engine(Protocol):
     def fail_forward(self, layers: int) -> None:
         """The next forward raises once so many layers are computed."""
 
-    def drain(self) -> None:
-        """Step until idle; what is still unfinished at the limit is recorded as NeverIdle."""
+    def drain(self, meanwhile: Callable[[], object] = lambda: None, *, held: bool = False) -> None:
+        """Step until idle, or with ``held`` until every request has finished; ``meanwhile`` is done after each step.
+
+        What is still unfinished at the limit is recorded as NeverIdle.
+        """
+
+    def outlast(self, limit: float, meanwhile: Callable[[], object]) -> bool:
+        """Step until idle or until ``limit`` seconds, a peer's longest silence, are well over; whether it is idle."""
 
     def reset_prefix_cache(self, *, running: bool = False, connector: bool = False) -> bool:
         """vLLM's reset_prefix_cache; whether it succeeded."""

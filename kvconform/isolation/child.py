@@ -50,9 +50,17 @@ def main(arguments: list[str]) -> None:
 def _preload(request: dict[str, Any]) -> dict[str, Any]:
     """Import the class that every connector derives from; what is wrong with vLLM is said by whoever needs it."""
     sys.path[:] = request["sys_path"]
+    # The interpreter has its seed; what reads the variable from now on, vLLM above all, sees the parent's.
+    os.environ.pop("PYTHONHASHSEED", None)
+    if request["hash_seed"] is not None:
+        os.environ["PYTHONHASHSEED"] = request["hash_seed"]
     from kvconform.api import set_up
 
     set_up(request["device"])
+    if request["engine"] == "embedded":
+        from kvconform.engine.embedded import finder
+
+        finder.install()
     with contextlib.suppress(Exception):
         import vllm.distributed.kv_transfer.kv_connector.factory
         import vllm.distributed.kv_transfer.kv_connector.v1.base  # noqa: F401
@@ -74,6 +82,9 @@ def _prepare(request: dict[str, Any]) -> dict[str, Any]:
         import vllm.v1.worker.utils  # noqa: F401
 
         import kvconform.engine.vllm_engine.layers  # noqa: F401
+        from kvconform.engine.vllm_engine.configuration import inspect_model
+
+        inspect_model()
     except UsageError as error:
         return {"usage": str(error)}
     return {"ready": True}

@@ -23,6 +23,7 @@ from kvconform.isolation.codec import to_bytes
 
 # Importing torch and vLLM on a loaded machine.
 START_LIMIT = 300.0
+_SEED = "PYTHONHASHSEED"
 _OUTPUT_KEPT = 16  # chunks of 4 KiB
 
 
@@ -31,10 +32,16 @@ class Nursery:
 
     Args:
         device: "cpu" or "cuda": the platform on which vLLM is imported.
+        hash_seed: of Python's ``hash()`` in its processes; their environment is the parent's all the same, because vLLM
+            derives block hashes from it.
+        engine: "embedded" puts the stand-in in vLLM's place.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, hash_seed: str | None = None, engine: str = "vllm") -> None:
         self._device = device
+        self._engine = engine
+        self._hash_seed = hash_seed
+        self._other: Nursery | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._output: collections.deque[bytes] = collections.deque(maxlen=_OUTPUT_KEPT)
@@ -62,6 +69,13 @@ class Nursery:
         with theirs:
             answer = self._order({"order": "start", **setup}, [theirs.fileno()])
         return int(answer["pid"]), Connection(ours.detach())
+
+    def otherwise_hashing(self) -> Nursery:
+        """A nursery whose processes have another seed of ``hash()`` and other addresses; closed with this one."""
+        if self._other is None:
+            seed = os.environ.get(_SEED)
+            self._other = Nursery(self._device, "271828" if seed != "271828" else "314159", self._engine)
+        return self._other
 
     def ended(self, pid: int) -> int | None:
         """The exit code of a process, negative for a signal, None while it runs."""
@@ -97,6 +111,8 @@ class Nursery:
 
     def close(self) -> None:
         """End the nursery; processes that it started end with it."""
+        if self._other is not None:
+            self._other.close()
         if self._control is not None:
             self._control.close()
         if self._process is not None:
@@ -116,7 +132,7 @@ class Nursery:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env=_environment(),
+                env=_environment() if self._hash_seed is None else {**_environment(), _SEED: self._hash_seed},
             )
         self._control = ours
         assert self._process.stdout is not None
@@ -125,7 +141,15 @@ class Nursery:
         )
         reader.start()
         self._prepared = False
-        self._order({"order": "preload", "device": self._device, "sys_path": _search_path()})
+        self._order(
+            {
+                "order": "preload",
+                "device": self._device,
+                "engine": self._engine,
+                "sys_path": _search_path(),
+                "hash_seed": os.environ.get(_SEED),
+            }
+        )
 
     def _order(self, message: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
         control = self._control

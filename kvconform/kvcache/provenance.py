@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Bytes = npt.NDArray[np.uint8]
 _SHORT_ROW = 4  # rows of fewer bytes recur by chance and identify nothing
+_EARLIER = "an earlier life of "
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class Provenance:
     def know_memory(self, memory: KVMemory, label: str) -> None:
         """Another engine's memory, whose poison may turn up."""
         self._memories.append((memory, label))
+
+    def is_of(self, origin: Origin, chain: TokenChain) -> bool:
+        """Whether content is that of ``chain``'s tokens: requests with a common prefix share it."""
+        at = (origin.position, origin.position + 1)
+        return any(
+            known.length > origin.position and bool((known.chain.chain(*at) == chain.chain(*at)).all())
+            for (label, *_), known in self._known.items()
+            if label == origin.label
+        )
 
     def identify(self, observed: Bytes) -> list[Origin]:
         """One origin per slot of ``observed`` [T, heads, content bytes]."""
@@ -134,7 +144,7 @@ class Provenance:
             for block in range(memory.num_blocks):
                 for life in range(memory.life(block) + 1):
                     seeds = poison_seeds(memory.engine, block, life, layer.block_size, name)
-                    age = "" if life == memory.life(block) else "an earlier life of "
+                    age = "" if life == memory.life(block) else _EARLIER
                     detail = f"{age}block {block}{label}"
                     self._add(expand(seeds, content).numpy(), lambda i: Origin("poison", detail, i, name))  # noqa: B023
 
@@ -172,14 +182,52 @@ def span(first: int, last: int, word: str = "token") -> str:
 
 def describe(positions: Sequence[int], origins: Sequence[Origin], layer: str, rank: int = 0) -> tuple[str, ...]:
     """One sentence per run of slots of ``layer`` on ``rank`` whose bytes come from neighbouring places."""
-    sentences: list[str] = []
+    return tuple(
+        _sentence(positions[first], positions[last], origins[first], origins[last], layer, rank)
+        for first, last in stretches(positions, origins)
+    )
+
+
+def stretches(positions: Sequence[int], origins: Sequence[Origin]) -> list[tuple[int, int]]:
+    """Runs of slots whose bytes come from neighbouring places: (index of the first, index of the last)."""
+    found: list[tuple[int, int]] = []
     start = 0
     for end in range(1, len(positions) + 1):
-        if end < len(positions) and _continues(positions, origins, end):
-            continue
-        sentences.append(_sentence(positions[start], positions[end - 1], origins[start], origins[end - 1], layer, rank))
-        start = end
-    return tuple(sentences)
+        if end == len(positions) or not _continues(positions, origins, end):
+            found.append((start, end - 1))
+            start = end
+    return found
+
+
+def held_kind(origin: Origin, position: int, layer: str, rank: int, *, own: bool) -> str:
+    """Which of kvconform.picture.WRONG_KINDS a slot's bytes are; ``own`` tells that they are the same tokens'."""
+    if origin.kind == "poison":
+        return "stale" if origin.label.startswith(_EARLIER) else "never written"
+    if origin.kind == "tainted":
+        return "on wrong KV"
+    if origin.kind != "content":
+        return origin.kind
+    if not own:
+        return "other request"
+    if origin.layer != layer:
+        return "other layer"
+    if origin.rank != rank:
+        return "other rank"
+    return "other position" if origin.position != position else "rearranged"
+
+
+def held_words(origin: Origin, final: Origin, layer: str, rank: int) -> str:
+    """What a run of slots of ``layer`` on ``rank`` holds, in a few words."""
+    if origin.kind == "zero":
+        return "zeros"
+    if origin.kind in ("constant", "unknown"):
+        return origin.detail or "bytes that nobody computed in this run"
+    if origin.kind == "poison":
+        return f"poison of {origin.label}"
+    notes = [f"of layer {origin.layer}"] if origin.layer != layer else []
+    notes += [f"of rank {origin.rank}"] if origin.rank != rank else []
+    notes += [f"with {origin.detail}"] if origin.detail else []
+    return f"{origin.label}'s {span(origin.position, final.position)}" + (f" {', '.join(notes)}" if notes else "")
 
 
 def _continues(positions: Sequence[int], origins: Sequence[Origin], end: int) -> bool:

@@ -40,7 +40,7 @@ class Badge:
 def badge(document: Document) -> Badge:
     """The badge of a run: broken rules if there are any, otherwise what was shown."""
     counts = document.counts()
-    partial = ", partial" if document.run.partial else ""
+    partial = (", partial" if document.run.partial else "") + (", without vLLM" if document.embedded else "")
     bad = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in BAD and counts.get(verdict)]
     if bad:
         # Only the kit's own failures accuse nobody.

@@ -5,14 +5,15 @@ The outcome does not depend on the order in which tests ran, so a run under xdis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import kvconform
-from kvconform.baseline import Baseline, Entry
+from kvconform.baseline import Baseline, Entry, Tried
 from kvconform.capabilities import Capability
 from kvconform.coverage_report import CoverageEntry
+from kvconform.picture import Picture
 from kvconform.report.document import (
     FLAKY,
     KNOWN,
@@ -43,12 +44,14 @@ from kvconform.verdicts import RuleResult, aggregate
 #: Characters of one message that are kept, from its beginning and its end.
 KEPT_HEAD, KEPT_TAIL = 24_000, 8_000
 MAX_MESSAGES = 20
+MAX_PICTURES = 4
 
 NO_TEST = "no test of the suites checks this rule yet"
 NOT_COLLECTED = "its tests were not collected"
 CANNOT_BE_TESTED = "the connector could not be tested"
 
 State = Literal["ran", "skipped", "not run", "deselected"]
+_SILENT: tuple[State, ...] = ("not run", "deselected")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class RunFacts:
     broken_files: tuple[str, ...] = ()
     #: What excuses verdicts.
     baseline: Baseline = field(default_factory=Baseline)
+    no_such_target: Callable[[str], str | None] = lambda _: None
     #: Texts that must not appear.
     secrets: frozenset[str] = field(default_factory=frozenset)
 
@@ -213,6 +217,7 @@ class _Builder:
             baseline=None
             if excuse is None
             else Excuse(verdict.verdict.value, self._clean(excuse.reason), self._clean(excuse.link)),
+            pictures=tuple(map(self._clean_picture, verdict.pictures[:MAX_PICTURES])),
         )
 
     def _silence(self, target: str, rule: str, named: list[SeenTest]) -> tuple[str, str]:
@@ -242,12 +247,27 @@ class _Builder:
         if not baseline.file:
             return None
         named = {rule for test in self._facts.tests for rule in test.rules}
-        problems = baseline.problems(
-            {pair: verdict.verdict for pair, verdict in self._verdicts.items()},
-            [target.id for target in self._facts.targets],
-            {rule.id for rule in self._catalogue} | named,
+        fit = baseline.fit(
+            Tried(
+                {pair: verdict.verdict for pair, verdict in self._verdicts.items()},
+                [target.id for target in self._facts.targets],
+                {rule.id for rule in self._catalogue} | named,
+                {rule for rules in self._facts.shipped.values() for rule in rules} | named,
+                self._incomplete(),
+                self._facts.no_such_target,
+            )
         )
-        return BaselineUse(self._clean(baseline.file), tuple(map(self._clean, problems)))
+        return BaselineUse(
+            self._clean(baseline.file), tuple(map(self._clean, fit.problems)), tuple(map(self._clean, fit.not_tried))
+        )
+
+    def _incomplete(self) -> set[tuple[str, str]]:
+        """(target, rule) of rules some of whose tests did not run, for whatever reason."""
+        seen = {test.shipped for test in self._facts.tests}
+        lacking = {rule for test, rules in self._facts.shipped.items() if test not in seen for rule in rules}
+        return {(test.target, rule) for test in self._facts.tests if test.state in _SILENT for rule in test.rules} | {
+            (target.id, rule) for target in self._facts.targets for rule in lacking
+        }
 
     def _counts(self) -> TestCounts:
         states = [test.state for test in self._facts.tests]
@@ -303,6 +323,17 @@ class _Builder:
 
     def _reason(self, kind: str, sentence: str) -> PartialReason:
         return PartialReason(kind, self._clean(sentence))
+
+    def _clean_picture(self, picture: Picture) -> Picture:
+        groups = (
+            replace(
+                group,
+                layer=self._clean(group.layer),
+                wrong=tuple(replace(wrong, what=self._clean(wrong.what)) for wrong in group.wrong),
+            )
+            for group in picture.groups
+        )
+        return replace(picture, request=self._clean(picture.request), groups=tuple(groups))
 
     def _clean(self, text: str) -> str:
         """A text that any file can hold: no lone surrogates, no secrets, no megabytes."""

@@ -13,6 +13,7 @@ from typing import Any
 from kvconform.baseline import KINDS
 from kvconform.capabilities import Capability
 from kvconform.coverage_report import CoverageEntry
+from kvconform.picture import Picture
 from kvconform.report.levels import NOTHING_EARNED, Judged, Level, assess
 from kvconform.verdicts import NOT_SET_UP, PRECEDENCE, Verdict
 
@@ -89,6 +90,8 @@ class BaselineUse:
     file: str
     #: Entries that do not fit the run; they fail it.
     problems: tuple[str, ...]
+    #: Entries that the run says nothing about, because their tests or connectors were left out.
+    not_tried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,8 @@ class RuleEntry:
     duration: float
     #: For "known failure" and "flaky"; otherwise None.
     baseline: Excuse | None = None
+    #: Block tables of findings with wrong bytes.
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,10 @@ class Distribution:
 
     name: str
     version: str
+
+
+#: The engine that needs no vLLM, by its name among the options.
+EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)
@@ -267,6 +276,18 @@ class Document:
     without_target: tuple[RuleEntry, ...]
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+
+    @property
+    def embedded(self) -> bool:
+        """Whether connectors were driven by the kit's own engine, without vLLM."""
+        return any(target.options.engine == EMBEDDED for target in self.targets)
+
+    @property
+    def driven_by(self) -> str:
+        """What drove the connectors, in words."""
+        if self.embedded:
+            return f"the engine '{EMBEDDED}' instead of vLLM (it follows {self.environment.vllm})"
+        return f"vLLM {self.environment.vllm or '(not installed)'}"
 
     def counts(self) -> dict[str, int]:
         """As :meth:`TargetEntry.counts`, over the whole run."""

@@ -18,6 +18,8 @@ from kvconform.engine.history import (
     WrongBytes,
 )
 from kvconform.isolation.room import CrashedError, HungError
+from kvconform.picture import lines_of
+from kvconform.report.picturing import pictures_of
 from kvconform.rules import load_catalogue, rule_section
 from kvconform.scenario.program import Program
 
@@ -58,7 +60,7 @@ def failure_text(
     blocks = []
     for rule_id in dict.fromkeys(finding.rule for finding in findings):
         of_rule = [finding for finding in findings if finding.rule == rule_id]
-        blocks.append(_rule_block(rule_id, of_rule, target))
+        blocks.append(_rule_block(rule_id, of_rule, target, history))
     requests = {request for finding in findings for request in finding.requests}
     if contrast:
         blocks.append(_paragraph("Contrast", [contrast]))
@@ -87,10 +89,17 @@ def crashed_text(error: CrashedError, scenario: str, *, target: str, reproduce: 
     return _lost_text(
         f"CRASH: the process of {target} {error.how} during the scenario {scenario!r}.",
         "Other scenarios go on in a new process. The last that it printed:",
-        error.output.strip() or "(nothing)",
+        _without_repeats(error.output.strip()) or "(nothing)",
         "A connector lives in the engine's process: it raises, and never ends it.",
         reproduce,
     )
+
+
+def _without_repeats(output: str) -> str:
+    """vLLM logs the same warnings for every engine that is built: each line once, where it came last."""
+    lines = output.splitlines()
+    kept = list(reversed(dict.fromkeys(reversed(lines))))
+    return "\n".join([*([f"({len(lines) - len(kept)} repeated lines cut)"] if len(kept) < len(lines) else []), *kept])
 
 
 def _lost_text(what: str, then: str, evidence: str, fix: str, reproduce: Commands) -> str:
@@ -105,7 +114,7 @@ def _lost_text(what: str, then: str, evidence: str, fix: str, reproduce: Command
     )
 
 
-def _rule_block(rule_id: str, findings: Sequence[Finding], target: str) -> str:
+def _rule_block(rule_id: str, findings: Sequence[Finding], target: str, history: History) -> str:
     rule = load_catalogue().rule(rule_id)
     lines = [*textwrap.wrap(f"{rule.id} ({rule.level}) broken by {target}: {rule.sentence}", WIDTH)]
     for finding in findings[:3]:
@@ -116,6 +125,8 @@ def _rule_block(rule_id: str, findings: Sequence[Finding], target: str) -> str:
             lines.append(f"  (and {hidden} more runs)")
     if len(findings) > 3:
         lines.append(f"  (and {len(findings) - 3} more findings of this rule)")
+    for picture in pictures_of(findings, history).get(rule_id, ())[:1]:
+        lines += lines_of(picture)
     lines += _paragraph("Why it matters", [rule.consequence]).splitlines()
     lines += _paragraph("How to fix", [rule.fix]).splitlines()
     if rule.evidence:
@@ -132,18 +143,17 @@ def _commands(commands: Commands) -> str:
 
 def _paragraph(title: str, sentences: Iterable[str]) -> str:
     head = f"{title}: "
-    body = [
-        line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH - len(head), break_long_words=False)
-    ]
+    body = [line for sentence in sentences for line in _wrap(sentence, WIDTH - len(head))]
     return "\n".join((head if index == 0 else " " * len(head)) + line for index, line in enumerate(body))
 
 
 def _wrapped(lines: Iterable[str]) -> list[str]:
-    return [
-        part
-        for line in lines
-        for part in textwrap.wrap(line, WIDTH - 2, subsequent_indent="    ", break_long_words=False) or [""]
-    ]
+    return [part for line in lines for part in _wrap(line, WIDTH - 2, indent="    ") or [""]]
+
+
+def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:
+    """Lines of a text; paths and ids stay whole, because they are copied."""
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def trace(history: History, findings: Sequence[Finding], requests: set[str]) -> list[str]:

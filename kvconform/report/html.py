@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any
 
 from kvconform.coverage_report import coverage_lines
+from kvconform.picture import STATES, WRONG_KINDS, Picture, Segment, about_group, blocks_of, title_of
 from kvconform.report.document import (
     BAD,
     FLAKY,
@@ -158,7 +159,17 @@ def _template() -> Any:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        coverage_lines=coverage_lines, visible=visible, labelled=labelled, plural=plural, seconds=_seconds
+        coverage_lines=coverage_lines,
+        visible=visible,
+        labelled=labelled,
+        plural=plural,
+        seconds=_seconds,
+        picture_title=title_of,
+        about_group=about_group,
+        blocks_of=lambda group, picture: blocks_of(picture, group),
+        segment_words=segment_words,
+        states_of=_states_of,
+        kind_words=lambda wrong: WRONG_KINDS.get(wrong.kind, ""),
     )
     return environment.from_string(_resource("report.html.jinja"))
 
@@ -218,6 +229,19 @@ def labelled(text: str) -> list[tuple[str, str, str]]:
         end = start + len(label) + 1 if label else 0
         lines.append((line[:start], line[start:end], line[end:]))
     return lines
+
+
+def segment_words(segment: Segment, picture: Picture) -> str:
+    """What a segment of a block shows, for a pointer that rests on it."""
+    word = "tokens" if picture.kind == "block table" else "slots"
+    wrong = f"; wrong: {segment.wrong.what}" if segment.wrong is not None else ""
+    return f"{word} {segment.first}-{segment.last}: {STATES[segment.state]}{wrong}"
+
+
+def _states_of(picture: Picture) -> list[tuple[str, str]]:
+    """The states that a picture shows, for its key."""
+    shown = {state for group in picture.groups for block in blocks_of(picture, group) for state in block.states}
+    return [(state, words) for state, words in STATES.items() if state in shown]
 
 
 def _seconds(value: float) -> str:

@@ -41,7 +41,7 @@ def _lines(document: Document) -> Iterator[str]:
     yield "## KV connector conformance"
     yield ""
     yield (
-        f"kvconform {document.kit.version}, vLLM {environment.vllm or 'not installed'}, Python {environment.python}; "
+        f"kvconform {document.kit.version}, {document.driven_by}, Python {environment.python}; "
         f"{plural(run.tests.ran, 'test')}, pytest's exit status {run.exit_status}"
     )
     yield ""
@@ -55,6 +55,11 @@ def _lines(document: Document) -> Iterator[str]:
         yield ""
     for problem in run.baseline.problems if run.baseline is not None else ():
         yield f"**The baseline does not fit:** {escape(problem)}"
+        yield ""
+    if run.baseline is not None and run.baseline.not_tried:
+        yield "**In the baseline, and not tried:**"
+        yield ""
+        yield from (f"- {escape(sentence)}" for sentence in run.baseline.not_tried)
         yield ""
     for target in document.targets:
         if target.not_set_up:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import kvconform
+from kvconform.api import release_of
 from kvconform.baseline import KINDS as BASELINE_KINDS
-from kvconform.baseline import Baseline, Entry
+from kvconform.baseline import Baseline, Entry, Tried
 from kvconform.capabilities import Capability
 from kvconform.coverage_report import CoverageEntry
 from kvconform.report.levels import Judged, Level, assess
@@ -95,6 +96,8 @@ class RunReport:
     #: The baseline's file, and its entries that do not fit the run: they fail it.
     baseline_file: str = ""
     baseline_problems: tuple[str, ...] = ()
+    #: Its entries that the run says nothing about.
+    baseline_not_tried: tuple[str, ...] = ()
 
     @property
     def excused(self) -> tuple[str, ...]:
@@ -133,6 +136,9 @@ def build_report(
     capabilities: Mapping[str, tuple[Capability, ...]] | None = None,
     required: Iterable[str] = (),
     coverage: Mapping[str, CoverageEntry | None] | None = None,
+    checked: Iterable[str] = (),
+    incomplete: Iterable[tuple[str, str]] = (),
+    no_such_target: Callable[[str], str | None] = lambda _: None,
 ) -> RunReport:
     """Put the results of all tests in the catalogue's order.
 
@@ -148,14 +154,23 @@ def build_report(
         coverage: by target id, what was measured of its lines.
         capabilities: per target what it declares and showed.
         required: ids of the rules that the suites check on this release, whether their tests were collected or not.
+        checked: ids of the rules that the suites check on any release.
+        incomplete: (target id, rule id) of rules some of whose tests did not run.
+        no_such_target: why no connector of some id can exist, or None.
     """
     levels = {rule.id: rule.level for rule in catalogue}
     verdicts = aggregate(results, levels)
     named = tuple(named)
-    problems = baseline.problems(
-        {pair: verdict.verdict for pair, verdict in verdicts.items()},
-        tuple(presets),
-        levels.keys() | {rule for _, rule in named},
+    by_name = {rule for _, rule in named}
+    fit = baseline.fit(
+        Tried(
+            {pair: verdict.verdict for pair, verdict in verdicts.items()},
+            tuple(presets),
+            levels.keys() | by_name,
+            set(checked) | by_name,
+            tuple(incomplete),
+            no_such_target,
+        )
     )
     for target, rule in named:
         nothing = RuleResult(rule, target, Verdict.INCONCLUSIVE, message=NOT_RUN)
@@ -173,7 +188,7 @@ def build_report(
     )
     needed = [catalogue.rule(rule) for rule in required]
     shown = tuple(_standing(target, needed, capabilities or {}) for target in targets if target.chapters)
-    return RunReport(shown, unusable, environment, baseline.file, problems)
+    return RunReport(shown, unusable, environment, baseline.file, fit.problems, fit.not_tried)
 
 
 def _standing(
@@ -214,4 +229,6 @@ def describe_environment(*, engine: str, device: str, budget: str, seed: int) ->
         vllm = f"vLLM {importlib.metadata.version('vllm')}"
     except importlib.metadata.PackageNotFoundError:
         vllm = "vLLM not installed"
+    if engine == "embedded":
+        vllm = f"no vLLM (its {release_of(engine)} is imitated)"
     return f"kvconform {kvconform.__version__}, {vllm}, engine {engine} on {device}, budget {budget}, seed {seed}"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kvconform.capabilities import Capability
+from kvconform.census import shipped_name
 from kvconform.collection import suites_directory
 from kvconform.config import RunConfig
 from kvconform.coverage_report import coverage_of
@@ -76,6 +77,7 @@ class ReportRecorder:
     _results: Callable[[], Iterable[RuleResult]] = tuple
     _unusable: Mapping[str, str] = field(default_factory=dict)
     _capabilities: Callable[[str], tuple[Capability, ...]] = _nothing_known
+    _no_such_target: Callable[[str], str | None] = lambda _: None
     _tests: dict[str, _Test] = field(default_factory=dict)
     _crashed: set[str] = field(default_factory=set)
     _skip_reasons: set[str] = field(default_factory=set)
@@ -109,8 +111,10 @@ class ReportRecorder:
         results: Callable[[], Iterable[RuleResult]],
         unusable: Mapping[str, str],
         capabilities: Callable[[str], tuple[Capability, ...]],
+        no_such_target: Callable[[str], str | None],
     ) -> None:
         """Say what is tested, and where to ask for findings and capabilities at the end."""
+        self._no_such_target = no_such_target
         self._targets, self._results, self._unusable = targets, results, unusable
         self._capabilities = capabilities
 
@@ -243,7 +247,7 @@ class ReportRecorder:
             ),
             shipped=rules_by_test(suites_directory()),
             unusable=self._unusable,
-            environment=environment(),
+            environment=environment(self.run_config.resolved_engine),
             started=datetime.fromtimestamp(self._started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             duration=time.time() - self._started,
             command=tuple(map(str, self.config.invocation_params.args)),
@@ -254,6 +258,7 @@ class ReportRecorder:
             skip_reasons=tuple(sorted(self._skip_reasons)),
             broken_files=tuple(sorted(self._broken_files)),
             baseline=self.config.stash[BASELINE],
+            no_such_target=self._no_such_target,
             secrets=secrets_in(dict(self.run_config.kv_connector_extra_config)) | secrets_in(dict(self.run_config.env)),
         )
 
@@ -312,9 +317,4 @@ class ReportRecorder:
 
 
 def _describe(item: pytest.Item, *, deselected: bool) -> _Test:
-    shipped = ""
-    if item.path.parent == suites_directory():
-        name = getattr(item, "originalname", None) or item.name
-        classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
-        shipped = f"{item.path.name}::{'::'.join([*classes, name])}"
-    return _Test(target_of(item), list(rules_of(item)), shipped, deselected)
+    return _Test(target_of(item), list(rules_of(item)), shipped_name(item), deselected)

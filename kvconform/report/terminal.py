@@ -99,6 +99,8 @@ def render(report: RunReport, *, width: int, color: bool) -> str:
         console.print(Text.assemble(("PARTIAL ", "bold yellow"), by))
     for problem in report.baseline_problems:
         console.print(Text.assemble(("BASELINE ", "bold red"), problem))
+    for sentence in report.baseline_not_tried:
+        console.print(Text.assemble(("BASELINE ", "bold yellow"), sentence))
     console.print(Text(report.environment))
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
     return text if color else text.translate(_ASCII).encode("ascii", "replace").decode("ascii")

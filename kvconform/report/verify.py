@@ -175,11 +175,15 @@ def _notes(document: Document) -> Iterator[str]:
         yield "The run is partial: " + "; ".join(reason.sentence for reason in document.run.partial_reasons) + "."
     for problem in document.run.baseline.problems if document.run.baseline is not None else ():
         yield f"The baseline does not fit the run: {problem}"
+    for sentence in document.run.baseline.not_tried if document.run.baseline is not None else ():
+        yield f"The run says nothing about an entry of the baseline: {sentence}"
     for unusable in document.unusable:
         yield f"{unusable.target} was not tested."
     for target in document.targets:
         if target.not_set_up:
             yield f"{target.id}: {target.not_set_up}"
+    if document.embedded:
+        yield f"The run was on {document.driven_by}; run it with vLLM installed for a verdict on vLLM itself."
     if document.environment.vllm is None:
         yield "vLLM was not installed; the report lists the rules of all releases."
     others = sorted({entry.id for target in document.targets for entry in target.other_rules})

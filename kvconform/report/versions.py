@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-from kvconform.report.document import Distribution, Environment
+from kvconform.api import release_of
+from kvconform.report.document import EMBEDDED, Distribution, Environment
 from kvconform.target import Target
 
 
@@ -17,10 +18,10 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def environment() -> Environment:
-    """What this process runs on."""
+def environment(engine: str) -> Environment:
+    """What this process runs on. With the engine 'embedded', vLLM is the release that it follows."""
     return Environment(
-        vllm=installed_version("vllm"),
+        vllm=release_of(engine) if engine == EMBEDDED else installed_version("vllm"),
         torch=installed_version("torch"),
         pytest=installed_version("pytest") or "unknown",
         python=platform.python_version(),

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kvconform.capabilities import Capability
 from kvconform.checks import Examination
-from kvconform.scenario import failures, hybrid, transfer
+from kvconform.scenario import failures, hybrid, producer_consumer, transfer
 from kvconform.scenario.exploration import Refused
 from kvconform.scenario.program import Program
 
@@ -48,7 +48,8 @@ DEMONSTRATIONS: Mapping[str, Demonstration] = {
     "events": Demonstration(_plain, "no KV cache event came out"),
     "failure-report": Demonstration(_broken_store, "no failed load was reported, although the store was broken"),
     "hma": Demonstration(_groups, "nothing was loaded for a request with several KV cache groups"),
-    "pd": Demonstration(_plain, "no finished request returned kv_transfer_params"),
+    "pd": Demonstration(producer_consumer.demonstration, "no finished request returned kv_transfer_params"),
+    "producer": Demonstration(producer_consumer.demonstration, "no finished request returned kv_transfer_params"),
     "worker-meta": Demonstration(_plain, "build_connector_worker_meta returned nothing"),
     "persistence": Demonstration(_restart, "a restarted engine was offered nothing of what was stored before"),
 }

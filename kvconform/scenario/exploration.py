@@ -115,7 +115,8 @@ class Explorer:
             if key not in known:
                 if outcome.failed is not None:
                     after_failure += 1
-                    if after_failure > SHRINK_LIMIT or time.monotonic() - failed_at > SHRINK_SECONDS:
+                    late = time.monotonic() - failed_at > SHRINK_SECONDS * self.family.more
+                    if after_failure > SHRINK_LIMIT * self.family.more or late:
                         return
                 known[key] = self._run(program)
             broken = known[key]
@@ -154,19 +155,32 @@ def bind_to_situation(
     family: Family, program: Program, examination: Examination, play: Play
 ) -> tuple[Examination, str]:
     """Give symptoms (wrong bytes, exceptions, hangs) to the family's rule if the control program does not show them."""
-    symptoms = [finding for finding in examination.findings if finding.symptom and finding.rule not in family.keeps]
+    symptoms = [
+        finding
+        for finding in examination.findings
+        if (finding.symptom or finding.rule in family.alike) and finding.rule not in family.keeps
+    ]
     if not symptoms or family.control is None or family.rule == "LOAD-01":
         return examination, ""
     try:
         control = play(family.control(program))
     except Refused:
         return examination, ""
+    if family.alike & {finding.rule for finding in control.findings}:
+        chapter = family.rule.partition("-")[0]
+        kept = tuple(f for f in examination.findings if f.rule.partition("-")[0] != chapter)
+        return replace(examination, findings=kept), ""
     if any(finding.symptom for finding in control.findings):
         if family.general is not None:
             return bind_to_situation(family.general, program, examination, play)
         return examination, f"The same scenario without {family.situation} fails as well, so that is not the cause."
     if not control.witnesses["LOAD-01"]["external tokens compared"]:
-        return examination, ""
+        # Nothing was loaded that could have been wrong.
+        return (
+            (examination, "")
+            if family.general is None
+            else bind_to_situation(family.general, program, examination, play)
+        )
     sort = family.sort or (lambda _, __: family.rule)
     findings = tuple(
         replace(finding, rule=sort(examination.history, finding)) if finding in symptoms else finding

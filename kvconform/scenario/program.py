@@ -11,6 +11,22 @@ from typing import Any, Literal
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.oracle import Identity, TokenChain, prompt_tokens
 
+#: The token id that stands for multimodal content, and the seed of segments that consist of it.
+PLACEHOLDER_TOKEN = 7
+PLACEHOLDERS = 999_999_999
+
+
+KVRole = Literal["kv_both", "kv_producer", "kv_consumer"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A multimodal item: ``length`` placeholder tokens from position ``start`` on; ``name`` stands for its content."""
+
+    start: int
+    length: int
+    name: str
+
 
 @dataclass(frozen=True)
 class RequestSpec:
@@ -18,7 +34,8 @@ class RequestSpec:
 
     ``continues`` puts another request's prompt and all its generated tokens before the prompt, as the next turn of a
     conversation does. ``kv_transfer_params`` is what a front-end hands to the connector in
-    ``sampling_params.extra_args``.
+    ``sampling_params.extra_args``. With ``embeds`` the prompt is given as embeddings, which follow from its seeds, and
+    has no token ids. With ``stops`` its first generated token is one that ends it, before ``max_tokens`` does.
     """
 
     id: str
@@ -29,18 +46,54 @@ class RequestSpec:
     kv_transfer_params: dict[str, Any] | None = None
     skip_reading_prefix_cache: bool = False
     continues: RequestSpec | None = None
+    items: tuple[Item, ...] = ()
+    embeds: bool = False
+    stops: bool = False
+
+    def __post_init__(self) -> None:
+        length = sum(length for _, length in self.prompt)
+        if any(item.start < 0 or item.length < 1 or item.start + item.length > length for item in self.items):
+            raise ValueError(f"the items of {self.id} must lie within its {length} tokens")
+        turns = (self, self.continues) if self.continues is not None else ()
+        if any(turn.items or turn.embeds for turn in turns):
+            raise ValueError(f"{self.id} continues another request; neither may have items or embeddings")
 
     def identity(self, model: str) -> Identity:
         """What else than tokens determines this request's KV on ``model``."""
-        return Identity(model=model, lora=self.lora, salt=self.salt)
+        return Identity(model=model, lora=self.lora, salt=self.salt, extras=self._extras())
+
+    def _extras(self) -> tuple[tuple[int, int, str], ...]:
+        """What stands at positions whose token ids mean nothing."""
+        extras = [(item.start, item.start + item.length, f"item {item.name}") for item in self.items]
+        start = 0
+        for index, (seed, length) in enumerate(self.prompt if self.embeds else ()):
+            extras.append((start, start + length, f"embeddings {index} {seed}"))
+            start += length
+        return tuple(extras)
 
     def prompt_ids(self, model: str) -> tuple[int, ...]:
-        """The prompt's token ids; on ``model`` because generated tokens of an earlier turn depend on it."""
-        own = prompt_tokens(self.prompt)
+        """The prompt's token ids; on ``model`` because generated tokens of an earlier turn depend on it.
+
+        A prompt of embeddings has zeros, as vLLM's ``Request.all_token_ids`` has.
+        """
+        own = self._own_ids()
         if self.continues is None:
             return own
         earlier = TokenChain(self.continues.prompt_ids(model), self.continues.identity(model))
         return (*earlier.tokens(self.continues.prompt_length + self.continues.max_tokens), *own)
+
+    def _own_ids(self) -> tuple[int, ...]:
+        if self.embeds:
+            return (0,) * sum(length for _, length in self.prompt)
+        own = list(prompt_tokens(self.prompt))
+        start = 0
+        for seed, length in self.prompt:
+            if seed == PLACEHOLDERS:
+                own[start : start + length] = [PLACEHOLDER_TOKEN] * length
+            start += length
+        for item in self.items:
+            own[item.start : item.start + item.length] = [PLACEHOLDER_TOKEN] * item.length
+        return tuple(own)
 
     @property
     def prompt_length(self) -> int:
@@ -139,6 +192,44 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """In a program with a ``pair``: what follows is done with this engine."""
+
+    engine: Literal["producer", "consumer"] = "consumer"
+
+
+@dataclass(frozen=True)
+class HandOff:
+    """Queue a request with the kv_transfer_params that the producer returned for its request ``of``.
+
+    As a router does: the parameters come as JSON; if there are none, the request goes without.
+    """
+
+    request: RequestSpec
+    of: str
+
+
+@dataclass(frozen=True)
+class FinishRequests:
+    """Run steps until no request is unfinished; what the connector holds for others stays held."""
+
+
+@dataclass(frozen=True)
+class Outlast:
+    """Step both engines until this one is idle, or for as long as the connector may wait for a peer.
+
+    An engine that is not idle then is left alone from there on; what it still holds is on record.
+    """
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The engine ends for good: it is shut down, or its process falls silent and is not heard of any more."""
+
+    silent: bool = False
+
+
+@dataclass(frozen=True)
 class DummyRun:
     """A forward without the connector, as for warm-up, graph capture and idle data-parallel ranks."""
 
@@ -206,6 +297,11 @@ Action = (
     | AllowWrites
     | Pause
     | Resume
+    | Turn
+    | HandOff
+    | FinishRequests
+    | Outlast
+    | Leave
 )
 
 
@@ -215,12 +311,16 @@ class Program:
 
     With ``twin`` a second engine in the same process, with a store and prompts of its own, does the same with requests
     of the same ids, in lock step: both schedule a step before either executes it.
+
+    With ``pair`` there are two engines of these kv_roles, a producer and a consumer; actions are the producer's until a
+    :class:`Turn`. Draining steps the other one, too.
     """
 
     name: str
     options: EngineOptions = field(default_factory=EngineOptions)
     actions: tuple[Action, ...] = ()
     twin: bool = False
+    pair: tuple[KVRole, KVRole] | None = None
 
     def lines(self) -> list[str]:
         """The program as numbered lines for a failure text."""
@@ -230,6 +330,8 @@ class Program:
                 "engine 2, in the same process, with a store of its own: does the same, in lock step, "
                 f"with other prompts (seeds + {TWIN_SEEDS})"
             )
+        if self.pair is not None:
+            text.append(f"engine 1 is the producer ({self.pair[0]}), engine 2 the consumer ({self.pair[1]})")
         text += [f"{number}. {describe_action(action)}" for number, action in enumerate(self.actions, 1)]
         return text
 
@@ -243,6 +345,7 @@ def describe_options(options: EngineOptions) -> str:
         + (", asynchronous scheduling" if options.async_scheduling else "")
         + ("" if options.workers == 1 else f", {options.workers} workers")
         + (f", the last one's completions {options.late_steps} steps late" if options.late_steps else "")
+        + ("" if not options.place else f", the {options.place} child of a MultiConnector with two of its class")
         + ("" if options.hook_order == "vllm" else f", hook order: {options.hook_order}")
         + ("" if options.model == "model" else f", model {options.model}")
     )
@@ -250,9 +353,14 @@ def describe_options(options: EngineOptions) -> str:
 
 def describe_action(action: Action) -> str:
     """One line per action."""
-    if isinstance(action, Add):
+    if isinstance(action, (Add, HandOff)):
         request = action.request
-        parts = [f"{length} tokens of seed {seed}" for seed, length in request.prompt]
+        kind = "embeddings" if request.embeds else "tokens"
+        parts = [
+            f"{length} placeholder tokens" if seed == PLACEHOLDERS else f"{length} {kind} of seed {seed}"
+            for seed, length in request.prompt
+        ]
+        parts += [f"item {item.name!r} at {item.start} to {item.start + item.length - 1}" for item in request.items]
         if request.continues is not None:
             parts.insert(0, f"{request.continues.id}'s prompt and its {request.continues.max_tokens} generated tokens")
         prompt = " + ".join(parts)
@@ -260,6 +368,11 @@ def describe_action(action: Action) -> str:
             f", {name} {value!r}" for name, value in (("LoRA", request.lora), ("salt", request.salt)) if value
         )
         tokens = f"prompt {request.prompt_length} tokens ({prompt}), max_tokens={request.max_tokens}"
+        extra += ", which the first generated token stops" if request.stops else ""
+        if isinstance(action, HandOff):
+            return f"add {request.id} with what the producer returned for {action.of}: {tokens}{extra}"
+        if (request.kv_transfer_params or {}).get("do_remote_decode"):
+            extra += ", to be decoded elsewhere (do_remote_decode)"
         return f"add {request.id}: {tokens}{extra}"
     if isinstance(action, Abort):
         return f"abort {action.request}"
@@ -272,7 +385,12 @@ def describe_action(action: Action) -> str:
     if isinstance(action, Restart):
         how = "" if action.drain else " amid what is under way"
         again = " twice" if action.twice else ""
-        return f"shut down{again}{how}, start a new engine on the same store"
+        anew = "" if action.options is None else f", set up as: {describe_options(action.options)}"
+        return f"shut down{again}{how}, start a new engine on the same store{anew}"
+    if isinstance(action, Turn):
+        return f"what follows is done with the {action.engine}"
+    if isinstance(action, Leave):
+        return "the process falls silent for good (SIGSTOP)" if action.silent else "shut down for good"
     if isinstance(action, Pause):
         return f"pause the scheduler (PAUSED_{action.what.upper()})"
     if isinstance(action, BreakStore):
@@ -290,6 +408,8 @@ def describe_action(action: Action) -> str:
         RepeatHandshake: "collect and deliver the handshake metadata again",
         AllowWrites: "make the store writable again",
         Resume: "end the pause",
+        FinishRequests: "run until no request is unfinished, whatever is still held",
+        Outlast: "step both engines until this one is idle, or as long as the connector may wait for a peer",
     }
     return texts[type(action)]
 

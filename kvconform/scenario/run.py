@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kvconform.engine.history import Event, ForwardFailed, History, HookCall, ProgramAction, StoreBroken
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import Engine, EngineStopped
 from kvconform.kvcache.provenance import Provenance
 from kvconform.scenario.failures_on_disk import FaultyDisk
+from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair
 from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
@@ -23,8 +25,12 @@ from kvconform.scenario.program import (
     Drain,
     DummyRun,
     FailForward,
+    FinishRequests,
     ForgetLocal,
+    HandOff,
     Kill,
+    Leave,
+    Outlast,
     Pause,
     PreemptAll,
     Program,
@@ -34,6 +40,7 @@ from kvconform.scenario.program import (
     Restart,
     Resume,
     Step,
+    Turn,
     describe_action,
     twin_of,
 )
@@ -58,6 +65,7 @@ class Player:
     program: Program
     make_engine: EngineFactory
     directory: Path | None = None
+    peer_timeout: float = 0.0
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
     engines: list[Engine] = field(default_factory=list)
@@ -66,6 +74,7 @@ class Player:
 
     def __post_init__(self) -> None:
         self._disk = FaultyDisk(self.directory)
+        self._pair = Pair(self.history, self.peer_timeout)
 
     def play(self) -> History:
         """Run the whole program, audit, shut down; an engine that dies ends the program early."""
@@ -74,12 +83,21 @@ class Player:
                 for action in self._after_the_killed():
                     self._do(action)
                 self._drain()
-                for engine in self.engines:
+                self._pair.drain_all()
+                for engine in self._to_audit():
                     engine.audit()
         finally:
             self._disk.allow_writes()
+            self._pair.close()
         self._shut_down(suppress=True)
         return self.history
+
+    def _to_audit(self) -> list[Engine]:
+        return self.engines if self.program.pair is None else list(self._pair.live.values())
+
+    def _acting(self) -> list[Engine]:
+        """The engines that an action is done with."""
+        return self.engines if self.program.pair is None else self._pair.acting
 
     def _after_the_killed(self) -> tuple[Action, ...]:
         """Start the engine, and what is left to do with it once a first one was killed in a process of its own."""
@@ -90,8 +108,23 @@ class Player:
             self.started += 1
             self.history.add(ProgramAction(self.started, 0, "killed", {"actions": killed}))
             actions = actions[killed + 1 :]
+        silent = actions.index(Leave(silent=True)) if Leave(silent=True) in actions else None
+        if silent is not None:
+            self._pair.begin_silently(partial(self._produce, actions[:silent]))
+            self.started += 1
+            self.engines = [self.make_engine(self.program.options, self.history, self.provenance, 2)]
+            self._pair.live = {CONSUMER: self.engines[0]}
+            return actions[silent + 1 :]
         self._start(self.program.options)
         return actions
+
+    def _produce(self, actions: tuple[Action, ...]) -> Mapping[str, Any]:
+        """In the process that will fall silent: the producer's part, and what it returned."""
+        engine = self.make_engine(self.program.options, self.history, self.provenance, 1)
+        self._pair.live = {PRODUCER: engine}
+        for action in actions:
+            self._do(action)
+        return engine.delivered
 
     def _live_and_die(self, actions: tuple[Action, ...]) -> None:
         """In the process that will be killed."""
@@ -101,20 +134,24 @@ class Player:
 
     def _start(self, options: EngineOptions) -> None:
         self.engines = []
-        for _ in range(2 if self.program.twin else 1):
+        for _ in range(2 if self.program.twin or self.program.pair else 1):
             self.started += 1
             self.engines.append(self.make_engine(options, self.history, self.provenance, self.started))
+        if self.program.pair is not None:
+            self._pair.live = dict(enumerate(self.engines))
 
     def _shut_down(self, *, suppress: bool) -> None:
         # The last one first: each puts back the process-wide connector that it found.
         for engine in reversed(self.engines):
+            if any(engine is left for left in self._pair.left):
+                continue
             with contextlib.suppress(*((EngineStopped,) if suppress else ())):
                 engine.shutdown()
 
     def _step(self, aborts: tuple[str, ...] = ()) -> bool:
         """One step of every engine; all of them schedule before the first one executes."""
         mark = len(self.history.events)
-        begun = [engine for engine in self.engines if engine.begin_step()]
+        begun = [engine for engine in self._acting() if engine.begin_step()]
         if self._waiting is not None and any(map(_promises_load, self.history.events[mark:])):
             self._break(self._waiting)
             self._waiting = None
@@ -139,6 +176,9 @@ class Player:
         self.history.add(StoreBroken(last.engine, last.step, "data", describe_action(action), files))
 
     def _drain(self) -> None:
+        if self.program.pair is not None:
+            self._pair.drain()
+            return
         for _ in range(STEPS_TO_A_LOAD):
             if self._waiting is None or not self._step():
                 break
@@ -181,9 +221,13 @@ class Player:
                 if twice:
                     for engine in reversed(self.engines):
                         engine.shutdown_again()
+                if options is not None:
+                    self.history.add(ProgramAction(self.started + 1, 0, "another set-up", {}))
                 self._start(options or self.program.options)
+            case Turn() | HandOff() | FinishRequests() | Outlast() | Leave():
+                self._pair.act(action)
             case _:
-                for index, engine in enumerate(self.engines):
+                for index, engine in enumerate(self._acting()):
                     _act(engine, action, twin=index > 0)
 
 
@@ -219,9 +263,12 @@ def _promises_load(event: Event) -> bool:
     )
 
 
-def play(program: Program, make_engine: EngineFactory, directory: Path | None = None) -> History:
+def play(
+    program: Program, make_engine: EngineFactory, directory: Path | None = None, peer_timeout: float = 0.0
+) -> History:
     """Run ``program`` on engines from ``make_engine`` and return what happened.
 
     ``directory`` is where the connector was told to keep its store; what breaks the store breaks what is in there.
+    ``peer_timeout`` is how long it waits for a peer at most, as far as that is known.
     """
-    return Player(program, make_engine, directory).play()
+    return Player(program, make_engine, directory, peer_timeout).play()

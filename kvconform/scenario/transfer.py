@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from kvconform.checks.model import Finding
+from kvconform.checks.transfer import local_hit_rule
 from kvconform.engine.history import History, Scheduled
 from kvconform.engine.options import EngineOptions, Runner
-from kvconform.kvcache.shape import LAYOUTS, KVCacheShape, LayerShape
+from kvconform.kvcache.shape import KVCacheShape
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -28,6 +29,8 @@ from kvconform.scenario.program import (
 )
 
 Strategy = st.SearchStrategy[Program]
+#: (seed, length) segments.
+Prompt = tuple[tuple[int, int], ...]
 BLOCK = 16
 PLAIN = KVCacheShape()
 
@@ -38,7 +41,9 @@ class Family:
 
     ``keeps`` are rules whose findings stay theirs, because this very situation is what they are about; ``explain``
     adds a sentence about a failing history. ``sort`` names the rule of a symptom where the situation is about several;
-    ``general`` is the family of which this one is a special case: it decides if the control shows symptoms, too.
+    ``general`` is the family of which this one is a special case: it decides if the control shows symptoms, too, or
+    loads nothing. Findings of the rules ``alike`` are symptoms here; if the control breaks one of them as well, it is
+    the reason for findings of the family's own chapter. ``more`` times as many programs as of another are drawn.
     """
 
     name: str
@@ -51,9 +56,12 @@ class Family:
     keeps: frozenset[str] = frozenset()
     sort: Callable[[History, Finding], str] | None = None
     general: Family | None = None
+    more: int = 1
+    alike: frozenset[str] = frozenset()
 
 
-def _program(name: str, actions: Sequence[Action], **options: object) -> Program:
+def program(name: str, actions: Sequence[Action], **options: object) -> Program:
+    """A program with these :class:`EngineOptions`."""
     return Program(name, EngineOptions(**options), tuple(actions))  # type: ignore[arg-type]
 
 
@@ -98,7 +106,8 @@ def _scrambled(draw: st.DrawFn) -> list[Action]:
 
 
 @st.composite
-def _reloads(draw: st.DrawFn, shape: KVCacheShape = PLAIN) -> Program:
+def reloads(draw: st.DrawFn, shape: KVCacheShape = PLAIN) -> Program:
+    """Prompts of drawn lengths, stored and reloaded on caches of this shape."""
     lengths = draw(st.lists(_lengths(), min_size=1, max_size=3))
     actions = draw(_scrambled()) + store_then_reload(
         [((i, n),) for i, n in enumerate(lengths)], draw(st.integers(1, 3))
@@ -112,89 +121,8 @@ BOUNDARY_LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK - 1, 3 
 def reload() -> Family:
     """Cold, then warm, every length around block boundaries."""
     actions = store_then_reload([((i, n),) for i, n in enumerate(BOUNDARY_LENGTHS)])
-    examples = tuple(_program("reload", actions, runner=runner) for runner in RUNNERS)
-    return Family("reload", "LOAD-01", examples, _reloads())
-
-
-def _on_plain_shape(program: Program) -> Program:
-    options = replace(program.options, shape=PLAIN)
-    return replace(program, options=options)
-
-
-def _shape_family(
-    rule: str, situation: str, shapes: Sequence[KVCacheShape], drawn: st.SearchStrategy[KVCacheShape]
-) -> Family:
-    actions = store_then_reload([((1, 3 * BLOCK + 1),), ((2, 2 * BLOCK),)])
-    examples = tuple(_program("reload", actions, shape=shape) for shape in shapes)
-    return Family("reload", rule, examples, drawn.flatmap(_reloads), situation, _on_plain_shape)
-
-
-def layout(name: str) -> Family:
-    """One of the six physical orders, with several layers and heads so that every order differs from every other."""
-    shapes = st.builds(
-        lambda count, heads, size: KVCacheShape((LayerShape(count, num_kv_heads=heads, head_size=size),), name),
-        st.integers(2, 4),
-        st.sampled_from([2, 3, 4]),
-        st.sampled_from([4, 8, 12]),
-    )
-    shape = KVCacheShape((LayerShape(3, num_kv_heads=2, head_size=8),), name)
-    return _shape_family("LAY-03", f"the layout {name}", [shape], shapes)
-
-
-def dtype(name: str) -> Family:
-    """Elements of one dtype; the oracle's bytes cover every bit pattern."""
-    shapes = st.builds(lambda n: KVCacheShape((LayerShape(dtype=name),), n), st.sampled_from(LAYOUTS))
-    return _shape_family("LAY-13", f"dtype {name}", [KVCacheShape((LayerShape(dtype=name),))], shapes)
-
-
-def head_widths() -> Family:
-    """K and V of different widths, and head counts that invite guessing the meaning of a dimension."""
-    layers = [
-        LayerShape(head_size=8, head_size_v=4),
-        LayerShape(head_size=4, head_size_v=12, num_kv_heads=4),
-        LayerShape(head_size=8, num_kv_heads=1),
-    ]
-    drawn = st.builds(
-        lambda h, k, v, n: KVCacheShape((LayerShape(num_kv_heads=h, head_size=k, head_size_v=v),), n),
-        st.sampled_from([1, 2, 4, BLOCK]),
-        st.sampled_from([4, 8, BLOCK]),
-        st.sampled_from([4, 8, 20]),
-        st.sampled_from(LAYOUTS),
-    )
-    return _shape_family("LAY-15", "K and V of these widths", [KVCacheShape((layer,)) for layer in layers], drawn)
-
-
-def mla() -> Family:
-    """One latent per token, no separate V."""
-    layer = LayerShape(kind="mla", num_kv_heads=1, head_size=24)
-    drawn = st.builds(
-        lambda size, n: KVCacheShape((replace(layer, head_size=size),), n),
-        st.sampled_from([8, 18, 24, 36]),
-        st.sampled_from(LAYOUTS),
-    )
-    return _shape_family("LAY-14", "an MLA cache", [KVCacheShape((layer,)), KVCacheShape((layer,), "BLNHC")], drawn)
-
-
-def padded_pages() -> Family:
-    """Unused bytes between pages, which belong to no token."""
-    drawn = st.builds(
-        lambda padding, n: KVCacheShape((LayerShape(page_padding=2 * padding),), n),
-        st.integers(1, 600),
-        st.sampled_from(("LBNHC", "LBHNC", "BLNHC", "BLHNC")),
-    )
-    shapes = [KVCacheShape((LayerShape(page_padding=64),)), KVCacheShape((LayerShape(page_padding=1024),), "BLHNC")]
-    return _shape_family("LAY-12", "padded pages", shapes, drawn)
-
-
-def kernel_blocks() -> Family:
-    """Registered tensors whose first dimension counts kernel blocks, smaller than the scheduler's blocks."""
-    drawn = st.builds(
-        lambda kernel, n: KVCacheShape(layout=n, kernel_block_size=kernel),
-        st.sampled_from([1, 2, 4, 8]),
-        st.sampled_from(("LBNHC", "LBHNC")),
-    )
-    shapes = [KVCacheShape(kernel_block_size=8), KVCacheShape(layout="LBHNC", kernel_block_size=4)]
-    return _shape_family("LAY-10", "kernel blocks smaller than the scheduler's blocks", shapes, drawn)
+    examples = tuple(program("reload", actions, runner=runner) for runner in RUNNERS)
+    return Family("reload", "LOAD-01", examples, reloads())
 
 
 # -- flows --
@@ -231,7 +159,7 @@ def _chunks_of(history: History) -> str:
 def chunked_prefill() -> Family:
     """Prompts longer than the step's token budget: chunk borders inside a block, on a block, one token off."""
     examples = tuple(
-        _program("chunked prefill", store_then_reload([((1, n),)]), max_num_batched_tokens=budget)
+        program("chunked prefill", store_then_reload([((1, n),)]), max_num_batched_tokens=budget)
         for budget, n in ((32, 64), (24, 57), (17, 50), (31, 3 * BLOCK + 1))
     )
     return Family("chunked prefill", "META-07", examples, _chunks(), "chunked prefill", _unchunked, _chunks_of)
@@ -241,7 +169,7 @@ def _forget_before_each(program: Program) -> Program:
     """The same requests with the local prefix cache dropped before every reload, so that every hit starts at 0."""
     actions: list[Action] = []
     for action in program.actions:
-        if isinstance(action, Add) and action.request.id == "reload":
+        if isinstance(action, Add) and action.request.id.startswith("reload"):
             actions.append(ForgetLocal())
         actions.append(action)
     return replace(program, actions=tuple(actions))
@@ -273,6 +201,7 @@ def partly_local() -> Family:
         "a local hit before the external one",
         _forget_before_each,
         keeps=frozenset({"ALLOC-02"}),
+        sort=local_hit_rule(otherwise="ALLOC-01"),
     )
 
 
@@ -300,8 +229,11 @@ def shared_prefix() -> Family:
     examples = tuple(
         _together(lengths, shared, EngineOptions()) for lengths, shared in (((1, 1), 33), ((5, 20, 30), 32))
     )
+    # One after the other, later ones find the prefix in the local cache.
+    local = replace(partly_local(), control=lambda program: _forget_before_each(_one_after_the_other(program)))
+    situation = "requests that share a prefix in one step"
     return Family(
-        "shared prefix", "ALLOC-05", examples, drawn, "requests that share a prefix in one step", _one_after_the_other
+        "shared prefix", "ALLOC-05", examples, drawn, situation, _one_after_the_other, keeps=local.keeps, general=local
     )
 
 
@@ -327,11 +259,23 @@ def _without_preemption(program: Program) -> Program:
     return replace(program, options=roomy, actions=kept)
 
 
+def _without_local_cache(program: Program) -> Program:
+    return replace(program, options=replace(program.options, enable_prefix_caching=False))
+
+
+def _next_turn_of(request: RequestSpec) -> list[Action]:
+    """Ask for what was saved after a resumption; not where the last block is full but for its last slot (SAVE-13)."""
+    if (request.prompt_length + request.max_tokens) % BLOCK == 0:
+        return []
+    return [ForgetLocal(), Add(RequestSpec("turn", ((9, 5),), 2, continues=request)), Drain()]
+
+
 def _pressed(blocks: int, first: int, second: int, max_tokens: int, options: EngineOptions) -> Program:
     """Two requests that fit at first and outgrow the pool while they decode; the second is preempted and resumed."""
     shape = replace(options.shape, num_blocks=blocks)
     actions: list[Action] = [
         Add(RequestSpec("a", ((1, first),), max_tokens)), Add(RequestSpec("b", ((2, second),), max_tokens)), Drain(),
+        *_next_turn_of(RequestSpec("b", ((2, second),), max_tokens)),
         ForgetLocal(), Add(RequestSpec("again", ((2, second),), 2)), Drain(),
     ]  # fmt: skip
     return Program("preemption", replace(options, shape=shape), tuple(actions))
@@ -339,7 +283,8 @@ def _pressed(blocks: int, first: int, second: int, max_tokens: int, options: Eng
 
 def _forced(steps: int, length: int, options: EngineOptions) -> Program:
     actions: list[Action] = [
-        Add(RequestSpec("a", ((1, length),), 24)), Step(steps), PreemptAll(), Drain(),
+        Add(RequestSpec("a", ((1, length),), 23)), Step(steps), PreemptAll(), Drain(),
+        *_next_turn_of(RequestSpec("a", ((1, length),), 23)),
         ForgetLocal(), Add(RequestSpec("again", ((1, length),), 2)), Drain(),
     ]  # fmt: skip
     return Program("preemption", options, tuple(actions))
@@ -353,9 +298,18 @@ def preemption() -> Family:
         ),
         st.builds(_forced, st.integers(1, 20), st.integers(10, 60), _plain_options()),
     )
-    examples = [_pressed(7, 40, 40, 24, EngineOptions(runner=runner)) for runner in RUNNERS]
+    examples = [_pressed(7, 40, 40, 23, EngineOptions(runner=runner)) for runner in RUNNERS]
     examples += [_forced(12, 40, EngineOptions(runner=runner)) for runner in RUNNERS]
-    return Family("preemption", "PRE-01", tuple(examples), drawn, "preemption", _without_preemption)
+    family = Family("preemption", "PRE-01", tuple(examples), drawn, "preemption", _without_preemption)
+    # Who comes back may find blocks in the local cache, which is a situation of its own.
+    return replace(
+        family,
+        situation="local hits of preempted requests",
+        control=_without_local_cache,
+        sort=local_hit_rule(otherwise="PRE-01"),
+        keeps=frozenset({"ALLOC-02"}),
+        general=replace(family, keeps=frozenset({"ALLOC-02"})),
+    )
 
 
 def restart() -> Family:
@@ -396,7 +350,7 @@ def full_graph() -> Family:
     """Full CUDA graphs: start_load_kv outside any forward context, and no layer hook at all."""
     actions = store_then_reload([((1, 3 * BLOCK + 1),), ((2, BLOCK),)])
     options = EngineOptions(runner="v2-full-graph")
-    drawn = _reloads().map(lambda program: replace(program, options=replace(program.options, runner="v2-full-graph")))
+    drawn = reloads().map(lambda program: replace(program, options=replace(program.options, runner="v2-full-graph")))
 
     def control(program: Program) -> Program:
         return replace(program, options=replace(program.options, runner="v2"))

@@ -239,8 +239,8 @@ def test_a_loading_hook_that_raises_without_a_load_breaks_no_promise() -> None:
             "guard bytes behind the last view",
         ),
         (stray(9), "LOAD-03", f"block 9 slots 0-1 of layer {LAYER}, which no request owns, changed"),
-        (stray(9, "r1"), "ALLOC-02", f"block 9 slots 0-1 of layer {LAYER}, computed KV of r1, changed"),
-        (stray(9, "r1", "r2", slots=(3,)), "ALLOC-02", f"block 9 slot 3 of layer {LAYER}, computed KV of r1 and r2,"),
+        (stray(9, "r1"), "ALLOC-02", f"block 9 slots 0-1 of layer {LAYER}, KV of r1, changed"),
+        (stray(9, "r1", "r2", slots=(3,)), "ALLOC-02", f"block 9 slot 3 of layer {LAYER}, KV of r1 and r2,"),
     ],
 )
 def test_a_stray_write_belongs_to_the_rule_of_its_place(write: Any, rule: str, text: str) -> None:

@@ -205,7 +205,7 @@ def one_nursery(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     nursery = Nursery("cpu")
     close = nursery.close
     monkeypatch.setattr(nursery, "close", lambda: None)
-    monkeypatch.setattr(playing, "Nursery", lambda device: nursery)
+    monkeypatch.setattr(playing, "Nursery", lambda *_, **__: nursery)
     yield
     close()
 

@@ -18,6 +18,7 @@ from kvconform.engine.vllm_engine.engine import VllmEngine
 from kvconform.kvcache.oracle import PageContent, TokenChain, expand, slot_seeds
 from kvconform.kvcache.provenance import Provenance
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
+from kvconform.report.picturing import picture_of
 from kvconform.scenario.program import RequestSpec
 
 L0, L1 = "model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn"
@@ -135,6 +136,20 @@ PLANTS: dict[str, tuple[Plant, str]] = {
 }
 
 
+# What the picture of the block table calls it.
+KINDS = {
+    "another request": "other request",
+    "shifted by one": "other position",
+    "shifted by a block": "other position",
+    "wrong layer": "other layer",
+    "wrong rank": "other rank",
+    "zeros": "zero",
+    "constant": "constant",
+    "heads in another order": "rearranged",
+    "K and V swapped": "rearranged",
+}
+
+
 @pytest.mark.parametrize(
     ("plant", "runner"), [*((plant, "v2") for plant in PLANTS), ("wrong layer", "v1"), ("wrong layer", "v2-full-graph")]
 )
@@ -154,6 +169,14 @@ def test_each_kind_of_corruption_is_named(bench: Bench, tamper: Any, plant: str,
     assert finding.symptom
     assert expected in finding.observed
     assert finding.requests == ("reload",)
+    picture = picture_of(finding, bench.history)
+    assert picture is not None
+    assert (picture.request, picture.local, picture.computed, picture.scheduled) == ("reload", 0, 48, 1)
+    assert (picture.external_first, picture.external_last) == (0, 48)
+    (group,) = picture.groups
+    assert (group.block_size, len(group.blocks), group.layer, group.layers) == (16, 4, L0, 1)
+    assert group.wrong[0].kind == KINDS.get(plant, "unknown")
+    assert all(0 <= wrong.first <= wrong.last < 16 for wrong in group.wrong)
 
 
 def test_a_load_that_writes_nothing_leaves_poison_of_this_life(bench: Bench, tamper: Any) -> None:

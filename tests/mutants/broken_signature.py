@@ -34,6 +34,13 @@ class SwappedArguments(FileStoreConnector):
         super().__init__(vllm_config, role, kv_cache_config)
 
 
+class RoleLast(FileStoreConnector):
+    """The last two parameters in another order; called by position, the role takes the wrong one (bug 1, R24)."""
+
+    def __init__(self, vllm_config: Any, kv_cache_config: Any = None, role: Any = None) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+
+
 class KeywordOnly(FileStoreConnector):
     """Only tried with keyword arguments, in the vendor's own tests."""
 

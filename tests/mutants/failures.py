@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import stepwise
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.v1.request import RequestStatus
 
 from kvconform.reference._block_store import BlockFileError, read_block_file
+from kvconform.reference._file_store_scheduler import SchedulerSide
+from kvconform.reference.async_file_store import AsyncFileStoreConnector
 from kvconform.reference.file_store import FileStoreConnector
 
 if TYPE_CHECKING:
@@ -217,3 +221,50 @@ class RaisesWhenASaveFails(FileStoreConnector):
         super().wait_for_save()
         if any(result.failed for result in self._worker_side()._results.values()):
             raise OSError("no space left for a KV block")
+
+
+class _CountsOnwards(SchedulerSide):
+    """Counts what was scheduled itself; begins anew only with a new block table."""
+
+    def _completed_blocks(self, tracked: Any, computed: int, scheduled: int) -> Any:
+        table, count = tracked.__dict__.get("counted", (None, 0))
+        count = scheduled + (max(count, computed) if table is tracked.table else computed)
+        tracked.counted = (tracked.table, count)
+        request = tracked.request
+        assert count <= request.num_tokens_with_spec + request.num_output_placeholders, f"{count} tokens to save"
+        return super()._completed_blocks(tracked, computed, scheduled)
+
+
+class CountsOnwards(FileStoreConnector):
+    """unified-cache-management#1007, bugs 43 (R8, R17): its token count does not go back when the engine's does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._scheduler is not None:
+            self._scheduler.__class__ = _CountsOnwards
+
+
+class KeepsFailedSavesInFlight(stepwise.Stepwise):
+    """vllm#43742, bugs 89 (R18): only a save that succeeds is taken off the count of those under way."""
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self.storage is not None:
+            self.storage.tick()
+        worker = self._worker_side()
+        worker._saves = [
+            (save, Future() if future.done() and save.failed else future) for save, future in worker._saves
+        ]
+        return AsyncFileStoreConnector.get_finished(self, finished_req_ids)
+
+
+class LosesItsThread(stepwise.Stepwise):
+    """pegaflow#449, bugs 40 (R18): the exception of one save ends the thread that would do all later transfers."""
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        saves, dead = self._worker_side()._saves, self.__dict__.setdefault("_dead", [])
+        for queued in self.storage.queue if self.storage is not None and dead else ():
+            queued.steps += queued.future in [future for _, future in saves]
+        if self.storage is not None:
+            self.storage.tick()
+        dead += [save for save, future in saves if future.done() and save.failed]
+        return AsyncFileStoreConnector.get_finished(self, finished_req_ids)

@@ -8,7 +8,8 @@
     python tests/mutants/kill_matrix.py --book FILE     write the matrix as Markdown, too
 
 Entries stand in ``tests/mutants/*.toml``: ``[[mutant]]`` with ``connector`` ("file:Class", a file of this folder),
-``breaks`` (rule ids), ``bug`` and ``suites``; ``[[odd]]`` with a file of ``tests/odd``; ``[[reference]]`` with a SPEC.
+``breaks`` (rule ids), ``bug`` and ``suites``; ``[[odd]]`` with a file of ``tests/odd``; ``[[reference]]`` with a SPEC,
+on all suites unless it names some.
 ``settings`` is kv_connector_extra_config, ``capabilities`` what the run declares. The exit code is 1 if anything is
 not as the entries say: a mutant not caught, or caught by too few or too many rules, or an innocent one accused.
 """
@@ -154,6 +155,8 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 def _entry(file: str, kind: str, item: Mapping[str, Any]) -> Entry:
     values = dict(item)
+    if kind == "reference":
+        values.setdefault("suites", [suite.name for suite in sorted(SUITES.glob("test_*.py"))])
     try:
         for name in ("suites", "capabilities"):
             values[name] = tuple(values.get(name, ()))

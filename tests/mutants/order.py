@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm.forward_context import get_forward_context
 
+from kvconform.reference._file_store_scheduler import SchedulerSide
 from kvconform.reference.file_store import FileStoreConnector
 
 
@@ -202,3 +203,21 @@ class WaitsForResults(FileStoreConnector):
     def update_connector_output(self, connector_output: Any) -> None:
         self._in_flight = False
         super().update_connector_output(connector_output)
+
+
+class _ExpectsHashes(SchedulerSide):
+    """Looks at as many hashes as blocks are filled by what is scheduled."""
+
+    def _completed_blocks(self, tracked: Any, computed: int, scheduled: int) -> Any:
+        filled = (computed + scheduled) // self._granularity.block_tokens
+        assert self._granularity.hashed_blocks(tracked.request) >= filled, "a block without a hash"
+        return super()._completed_blocks(tracked, computed, scheduled)
+
+
+class ExpectsHashes(FileStoreConnector):
+    """A full block has a hash, it thinks; with placeholders of tokens under way it has none yet (bug 53, R9)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._scheduler is not None:
+            self._scheduler.__class__ = _ExpectsHashes

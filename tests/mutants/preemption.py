@@ -25,3 +25,12 @@ class HurriesOnlyThePreempted(stepwise.SlowSaves):
         late, self._late = self._late, kv_connector_metadata
         if late is not None:
             super().handle_preemptions(late)
+
+
+class AllowsOneJobAtATime(stepwise.SlowSaves):
+    """vllm#46014, bugs 49 (R6, R16): who is loaded has nothing under way, it thinks; a preempted one may have saves."""
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        saves = [save for save in self._scheduler_side()._saves.values() if save.request_id == request.request_id]
+        assert not (saves and num_external_tokens), f"{len(saves)} saves of a request that is to be loaded"
+        super().update_state_after_alloc(request, blocks, num_external_tokens)

@@ -106,3 +106,19 @@ class PinsBlocksForEver(FileStoreConnector):
         if block_ids:
             self._pool.touch([self._pool.blocks[block_ids[0]]])
         return super().request_finished(request, block_ids)
+
+
+class ReleasesPinsTwice(FileStoreConnector):
+    """LMCache-Ascend#145, bugs 146 (R4): both the caller and the callee give the same reference back."""
+
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        self._pool = kv_cache_manager.block_pool
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        if block_ids:
+            block = self._pool.blocks[block_ids[0]]
+            self._pool.touch([block])
+            self._pool.free_blocks([block])
+            self._pool.free_blocks([block])
+        return super().request_finished(request, block_ids)

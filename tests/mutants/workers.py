@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
+from kvconform.reference._block_store import block_label
 from kvconform.reference._file_store_messages import FileStoreReport
 from kvconform.reference.async_file_store import AsyncFileStoreConnector
 from kvconform.reference.file_store import FileStoreConnector
@@ -108,3 +109,15 @@ class AsksRankZero(FileStoreConnector):
     def get_block_ids_with_load_errors(self) -> set[int]:
         errors = super().get_block_ids_with_load_errors()
         return errors if self._worker_side()._world_size == 1 else set()
+
+
+class SharesOneName(FileStoreConnector):
+    """All ranks store under one name, so that the last one's part stays (bug 122, pegaflow#206, R20)."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        store = self._scheduler_side()._store if self._worker is None else self._worker._store
+        path = store.block_path
+        store.block_path = lambda directory, block_hash, rank: path(directory, block_hash, 0)  # type: ignore[method-assign]
+        if (worker := self._worker) is not None:
+            worker._label = lambda block_hash: block_label(block_hash, 0, 1, worker._require_pages().fingerprint)  # type: ignore[method-assign]

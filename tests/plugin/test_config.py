@@ -23,6 +23,7 @@ device = "cpu"
 budget = "full"
 seed = 7
 timeout = 9.5
+peer_timeout = 3.0
 baseline = "known.toml"
 
 [kv_connector_extra_config]
@@ -99,7 +100,7 @@ def test_every_preset_is_valid_and_belongs_to_a_target(tmp_path: Path) -> None:
         ("kv_rol = 'kv_both'", "unknown key 'kv_rol'; did you mean 'kv_role'? the keys are connector, kv_role,"),
         ("completely = 1", "unknown key 'completely'; the keys are connector,"),
         ("kv_role = 'both'", "kv_role = 'both', but expected is one of kv_both, kv_producer, kv_consumer."),
-        ("engine = 'vlm'", "engine = 'vlm', but expected is one of auto, vllm."),
+        ("engine = 'vlm'", "engine = 'vlm', but expected is one of auto, vllm, embedded."),
         ("device = 'gpu'", "device = 'gpu', but expected is one of auto, cpu, cuda."),
         ("budget = 3", "budget = 3, but expected is one of quick, full."),
         ("seed = 'x'", "seed = 'x', but expected is a whole number"),

@@ -25,11 +25,19 @@ OWN = """
         (["--kvconform-config=empty.toml"], "--kvconform-config=empty.toml names no connector: add connector = *"),
         (
             ["--kvconform=connector:MyConnector", "--kvconform-engine=vlm"],
-            "the command line: engine = 'vlm'*auto, vllm.",
+            "the command line: engine = 'vlm', but expected is one of auto, vllm*",
         ),
         (["--kvconform=connector:MyConnector", "--kvconform-device=gpu"], "device = 'gpu', but expected is one of*"),
         (["--kvconform=connector:MyConnector", "--kvconform-budget=huge"], "budget = 'huge', but expected is one of*"),
-        (["--kvconform=connector:MyConnector", "--kvconform-seed=x"], "argument --kvconform-seed: invalid int value*"),
+        (
+            ["--kvconform=connector:MyConnector", "--kvconform-seed=x"],
+            "seed: 'x', but expected is a whole number.",
+        ),
+        (
+            ["--kvconform=connector:MyConnector", "--kvconform-timeout=x"],
+            "timeout: 'x', but expected is a number*",
+        ),
+        (["--kvconform-report=r.json"], "--kvconform-report does nothing without a connector: add --kvconform=*"),
         (["--kvconform=connector:MyConnector", "--kvconform-seed=-1"], "seed = -1, but expected is a whole number*"),
     ],
 )

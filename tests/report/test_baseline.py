@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from making import MUSTS, TARGET, as_data, entry, make, result, sealed, seen
+from making import MUSTS, as_data, entry, make, result, sealed, seen
 
-from kvconform.baseline import Baseline, Entry, read_baseline
+from kvconform.baseline import Baseline, Entry, Fit, Tried, read_baseline
 from kvconform.errors import UsageError
 from kvconform.report import html, markdown
 from kvconform.report.badge import badge
@@ -36,7 +36,9 @@ def known(rule: str = RULE, target: str = "", kind: Any = "known failure") -> En
 
 def with_baseline(verdict: Verdict, *entries: Entry, rule: str = RULE) -> Document:
     results = [result(rule, verdict, message="a text")]
-    return make(results, [seen(rule)], baseline=Baseline("b.toml", entries), exit_status=0)
+    names = {"no:Such": "no module 'no'."}
+    baseline = Baseline("b.toml", entries)
+    return make(results, [seen(rule)], baseline=baseline, exit_status=0, no_such_target=names.get)
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -116,10 +118,15 @@ def test_a_failure_of_the_kit_is_never_excused() -> None:
         (Verdict.PASS, known(), f"known failure {RULE}: the rule passes now, so the entry is stale: remove it."),
         (Verdict.INCONCLUSIVE, known(), "the rule is inconclusive now, so nothing shows that it still fails"),
         (Verdict.NOT_APPLICABLE, known(), "the rule is not applicable now, so nothing shows"),
-        (Verdict.FAIL, known(OTHER), "nothing was found out about the rule, because none of its tests ran"),
-        (Verdict.FAIL, known(OTHER, kind="flaky"), f"flaky {OTHER}: nothing was found out about the rule"),
+        (
+            Verdict.FAIL,
+            known(OTHER),
+            f"{OTHER}: no test checks the rule, so nothing can show that it fails",
+        ),
+        (Verdict.FAIL, known(OTHER, kind="flaky"), f"flaky {OTHER}: no test checks the rule"),
         (Verdict.FAIL, known("NOPE-01"), "there is no rule NOPE-01; 'kvconform rules' lists them all"),
-        (Verdict.FAIL, known(target="x:Y"), f"this run has no connector x:Y, its connectors are {TARGET}"),
+        (Verdict.FAIL, known("NOPE-01", "x:Y"), "known failure NOPE-01 of x:Y: there is no rule NOPE-01"),
+        (Verdict.FAIL, known(target="no:Such"), "there is no such connector: no module 'no'."),
     ],
 )
 def test_an_entry_that_does_not_fit_is_an_error(verdict: Verdict, one: Entry, sentence: str) -> None:
@@ -131,8 +138,48 @@ def test_an_entry_that_does_not_fit_is_an_error(verdict: Verdict, one: Entry, se
 
 
 def test_an_entry_for_all_connectors_fits_if_the_rule_fails_for_one() -> None:
-    found = Baseline("b", (known(),)).problems({("a", RULE): Verdict.PASS, ("b", RULE): Verdict.FAIL}, ["a", "b"], [])
-    assert found == ()
+    verdicts = {("a", RULE): Verdict.PASS, ("b", RULE): Verdict.FAIL}
+    found = Baseline("b", (known(),)).fit(Tried(verdicts, ["a", "b"], [RULE], [RULE]))
+    assert found == Fit()
+
+
+# -- what a run has not tried ------------------------------------------------------------------------------------------
+
+ELSEWHERE = f"known failure {RULE} of x:Y: not tried, because this run has no connector x:Y."
+
+
+@pytest.mark.parametrize(
+    ("one", "tests", "shipped", "sentence"),
+    [
+        (known(OTHER), [seen(OTHER, "deselected")], {}, "not tried, because none of the rule's tests ran."),
+        (known(OTHER, kind="flaky"), [seen(OTHER, "not run")], {}, "not tried, because none of the rule's tests ran."),
+        (known(OTHER), [], {"test_a.py::test_b": (OTHER,)}, "not tried, because none of the rule's tests ran."),
+        (known(target="x:Y"), [], {}, ELSEWHERE),
+        (known(), [seen(RULE, "deselected", nodeid="other")], {}, "not tried in full: the rule is pass, but some of"),
+        (known(), [], {"test_a.py::test_b": (RULE,)}, "not tried in full: the rule is pass, but some of its tests"),
+    ],
+)
+def test_an_entry_that_the_run_left_out_is_no_error_and_told(
+    one: Entry, tests: list[Any], shipped: dict[str, Any], sentence: str
+) -> None:
+    baseline = Baseline("b.toml", (one,))
+    document = make([result(RULE, Verdict.PASS)], [seen(RULE), *tests], baseline=baseline, shipped=shipped)
+    assert document.run.baseline is not None
+    assert document.run.baseline.problems == ()
+    (told,) = document.run.baseline.not_tried
+    assert sentence in told
+    assert accepted(as_data(document)) == ()
+    page, text = html.render(document), markdown.render(document)
+    assert "In the baseline, and not tried" in page
+    assert "In the baseline, and not tried" in text
+
+
+def test_a_flaky_rule_of_which_a_part_ran_fits() -> None:
+    baseline = Baseline("b.toml", (known(kind="flaky"),))
+    tests = [seen(RULE), seen(RULE, "deselected", nodeid="other")]
+    document = make([result(RULE, Verdict.PASS)], tests, baseline=baseline)
+    assert document.run.baseline is not None
+    assert (document.run.baseline.problems, document.run.baseline.not_tried) == ((), ())
 
 
 def test_the_entry_for_one_connector_goes_before_the_one_for_all() -> None:
@@ -217,6 +264,25 @@ def test_a_known_failure_does_not_fail_the_run_and_a_stale_entry_does(project: P
     assert code == 1, output
     assert "BASELINE b.toml: known failure SIG-02: the rule" in output
     assert project.report().run.exit_status == 1
+
+
+def test_an_entry_whose_tests_were_deselected_does_not_fail_the_run(project: Project) -> None:
+    elsewhere = f'[[known]]\nrule = "SIG-01"\ntarget = "connector:NotAConnector"\n{REASON}'
+    (project.path / "b.toml").write_text(KNOWN + elsewhere)
+    selection = ("-k", "kept", "--kvconform-baseline=b.toml")
+    code, output = project.run(*selection, "-n", "1", COLUMNS="200")
+    assert code == 0, output
+    assert "BASELINE b.toml: known failure SIG-02: not tried, because none of the rule's tests ran." in output
+    assert "this run has no connector connector:NotAConnector." in output
+    used = project.report().run.baseline
+    assert used is not None
+    assert (used.problems, len(used.not_tried)) == ((), 2)
+
+    (project.path / "b.toml").write_text(KNOWN + elsewhere.replace("connector:", "conector:"))
+    code, output = project.run(*selection, COLUMNS="200")
+    assert code == 1, output
+    assert "known failure SIG-02: not tried" in output
+    assert "there is no such connector: 'conector:NotAConnector':" in output
 
 
 def test_it_works_under_xdist_from_the_configuration_and_can_be_switched_off(project: Project) -> None:

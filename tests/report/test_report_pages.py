@@ -77,7 +77,7 @@ def test_the_page_tells_who_what_when_and_what_is_missing() -> None:
     text = re.sub(r"\s+", " ", Page(html.render(everything())).text)
     for words in (
         TARGET,
-        "kvconform 0.1.0 with vLLM 0.32.0, torch 2.13.0, Python 3.11.7 on Linux x86_64.",
+        "kvconform 0.1.0 on vLLM 0.32.0, torch 2.13.0, Python 3.11.7 on Linux x86_64.",
         "2026-01-31 12:00:00 UTC",
         "Partial: this run says less than a whole one. 1 test was deselected (-k 'x')",
         "1 fail, 1 crash, 1 timeout, 1 kit error; 1 rule kept; 1 known failure, 1 flaky (partial run)",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import os
 import tempfile
 import uuid
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 
@@ -38,11 +40,20 @@ MAX_MODEL_LEN = 2048
 
 @cache
 def _model_folder(model: str) -> str:
-    """A folder with nothing but a config.json; its name is the model's name in the configuration."""
-    root = Path(tempfile.mkdtemp(prefix="kvconform-model-"))
-    folder = root / model
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(_MODEL_CONFIG))
+    """A folder with nothing but a config.json; its name is the model's name in the configuration.
+
+    The same one in every process of a user: to a store, a model in another place may be another model.
+    """
+    text = json.dumps(_MODEL_CONFIG)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"kvconform-models-{os.getuid()}" / digest / model
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.json"
+    if not config.exists():
+        # Other processes may be at it, too.
+        new = folder / f"{os.getpid()}.new"
+        new.write_text(text)
+        new.replace(config)
     return str(folder)
 
 
@@ -62,12 +73,28 @@ def kv_transfer_config(connector: ConnectorSpec, policy: str) -> KVTransferConfi
 
 
 @cache
-def _model_config(model: str, max_model_len: int, seed: int) -> object:
+def _model_config(model: str, max_model_len: int, seed: int, dtype: Any) -> object:
     from vllm.config import ModelConfig
 
     return ModelConfig(
-        model=_model_folder(model), skip_tokenizer_init=True, dtype="float16", seed=seed, max_model_len=max_model_len
+        model=_model_folder(model), skip_tokenizer_init=True, dtype=dtype, seed=seed, max_model_len=max_model_len
     )
+
+
+def _model_dtype(options: EngineOptions) -> str:
+    """The dtype that a KV cache of cache_dtype "auto" follows; caches of raw bytes say nothing about it."""
+    dtype = options.shape.layers[0].dtype
+    return dtype if dtype in ("float16", "bfloat16", "float32") else "float16"
+
+
+def inspect_model() -> None:
+    """Let vLLM look at the model's class, which it does in a process of its own and notes for the user's next runs.
+
+    The first time takes as long as an import of vLLM (_LazyRegisteredModel.inspect_model_cls, 0.32.0); no scenario is
+    to wait for that.
+    """
+    options = EngineOptions()
+    _model_config(options.model, MAX_MODEL_LEN, options.model_seed, _model_dtype(options))
 
 
 def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, device: str = "cpu") -> VllmConfig:
@@ -93,8 +120,9 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
         cache_dtype="auto",
         enable_prefix_caching=options.enable_prefix_caching,
     )
+    model_config = _model_config(options.model, max_model_len, options.model_seed, _model_dtype(options))
     return VllmConfig(
-        model_config=copy.deepcopy(_model_config(options.model, max_model_len, options.model_seed)),
+        model_config=copy.deepcopy(model_config),
         scheduler_config=scheduler_config,
         cache_config=cache_config,
         kv_transfer_config=None if connector is None else kv_transfer_config(connector, options.load_failure_policy),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from kvconform.engine.history import (
     HookCall,
     Leaked,
     NeverIdle,
+    Outlasted,
     ProgramAction,
     Scheduled,
     Tokens,
@@ -86,12 +88,16 @@ class VllmEngine:
         self.number = number
         self.steps = 0
         self.chains: dict[str, TokenChain] = {}
+        #: What request_finished returned for the front-end, by request; None where vLLM had nothing to pass on.
+        self.delivered: dict[str, Any] = {}
+        self._delivered_at: dict[str, float] = {}
+        self._held_for: dict[str, float] = {}
         self._begun: tuple[Any, Any] | None = None
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._empty_step = False
         self._patience = patience
         self._block_state = BlockStateWatch(history, number)
-        self.recorder = Recorder(history, lambda: (self.number, self.steps))
+        self.recorder = Recorder(history, lambda: (self.number, self.steps), connector.child)
         self.guard = Guard(history, self.recorder, lambda: (self.number, self.steps))
         self.recorder.after["get_num_new_matched_tokens"] = self._after_match
         self.recorder.after["update_state_after_alloc"] = self._after_alloc
@@ -161,13 +167,28 @@ class VllmEngine:
 
     def add(self, spec: RequestSpec) -> None:
         """Queue a request."""
-        chain = self.chains[spec.id] = token_chain(spec, self.options.model)
+        model = self.options.kv_model
+        chain = self.chains[spec.id] = token_chain(spec, model)
         # With the tokens that it will generate, so that checks can tell what requests have in common.
         tokens = [int(token) for token in chain.tokens(spec.prompt_length + spec.max_tokens)]
-        self.history.add(ProgramAction(self.number, self.steps, "add", {"request": spec.id, "tokens": tokens}))
-        self._guard(
-            "add_request", lambda: self.scheduler.add_request(build_request(spec, self.options.model, self.hasher))
-        )
+        shape, identity = self.options.shape, chain.identity
+        detail = {
+            "request": spec.id,
+            "tokens": tokens,
+            "embeds": spec.embeds,
+            "identity": repr((identity.lora, identity.salt or None, identity.extras)),
+            "set_up": f"{model}, {shape.layout}, blocks of {shape.block_size} tokens",
+            "local_cache": self.options.enable_prefix_caching,
+        }
+        if spec.kv_transfer_params is not None:
+            detail["kv_transfer_params"] = spec.kv_transfer_params
+        self.history.add(ProgramAction(self.number, self.steps, "add", detail))
+        self._guard("add_request", lambda: self._queue(spec, model))
+
+    def _queue(self, spec: RequestSpec, model: str) -> None:
+        if spec.items:
+            compat.admit_items(self.scheduler)
+        self.scheduler.add_request(build_request(spec, model, self.hasher))
 
     def abort(self, request_id: str, when: str = "between steps") -> None:
         """Abort a live request."""
@@ -241,11 +262,14 @@ class VllmEngine:
     def _handshake_metadata(self) -> list[Any]:
         return [self.cross("handshake metadata", each) for each in self.execution.handshake_metadata()]
 
-    def drain(self) -> None:
-        """Step until idle."""
+    def drain(self, meanwhile: Callable[[], object] = lambda: None, *, held: bool = False) -> None:
+        """Step until idle, or with ``held`` until no request is unfinished; ``meanwhile`` is done after each step."""
         busy = empty = 0
         last_computed = time.monotonic()
         while self.step():
+            meanwhile()
+            if held and not self._unfinished():
+                return
             if self._empty_step:
                 empty += 1
                 waited = time.monotonic() - last_computed
@@ -258,6 +282,23 @@ class VllmEngine:
                 last_computed = time.monotonic()
                 if busy >= STEP_LIMIT:
                     self._give_up(busy)
+
+    def outlast(self, limit: float, meanwhile: Callable[[], object]) -> bool:
+        """Step until idle or, if a peer's silence may take ``limit`` seconds, well beyond that; whether it is idle."""
+        start = time.monotonic()
+        longest = 1.5 * limit + 1.0 if limit else self._patience
+        while (idle := not self.step()) is False:
+            meanwhile()
+            if time.monotonic() - start > longest:
+                break
+        seconds = round(time.monotonic() - start, 1)
+        unfinished = self._unfinished()
+        held = tuple(sorted(set(self.scheduler.requests) - set(unfinished)))
+        self.history.add(Outlasted(self.number, self.steps, seconds, limit, unfinished, held, dict(self._held_for)))
+        return idle
+
+    def _unfinished(self) -> tuple[str, ...]:
+        return tuple(sorted(i for i, request in self.scheduler.requests.items() if not request.is_finished()))
 
     def _give_up(self, steps: int) -> None:
         unfinished = tuple(sorted(self.scheduler.requests))
@@ -346,7 +387,12 @@ class VllmEngine:
         for client in outputs.values():
             for item in client.outputs:
                 reason = None if item.finish_reason is None else str(item.finish_reason)
+                if reason is not None:
+                    self.delivered[item.request_id] = item.kv_transfer_params
+                    self._delivered_at[item.request_id] = time.monotonic()
                 self.history.add(Tokens(self.number, self.steps, item.request_id, tuple(item.new_token_ids), reason))
+        for request_id in self._delivered_at.keys() - self.scheduler.requests.keys():
+            self._held_for[request_id] = round(time.monotonic() - self._delivered_at.pop(request_id), 1)
 
     def _note_schedule(self, output: Any) -> None:
         computed = self.ledger.scheduled(output)

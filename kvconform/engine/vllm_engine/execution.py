@@ -233,6 +233,18 @@ class Execution:
             owners = engine.ownership.owners(write.block) if write.block > 0 else ()
             requests = engine.scheduler.requests
             held = bool(owners) and all(requests[owner].is_finished() for owner in owners)
+            layer = worker.memory.layers.get(write.layer)
             engine.history.add(
-                Stray(engine.number, engine.steps, phase, write.layer, write.block, write.slots, owners, origins, held)
+                Stray(
+                    engine.number,
+                    engine.steps,
+                    phase,
+                    write.layer,
+                    write.block,
+                    write.slots,
+                    owners,
+                    origins,
+                    held,
+                    layer.block_size if layer is not None else 0,
+                )
             )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kvconform.engine.history import Compared, History, WrongBytes
+from kvconform.engine.history import BlockTable, Compared, Held, History, WrongBytes
 from kvconform.engine.vllm_engine.guard import PlannedFailure
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
-from kvconform.kvcache.provenance import Provenance, describe
+from kvconform.kvcache.provenance import Origin, Provenance, describe, held_kind, held_words, stretches
 
 if TYPE_CHECKING:
     from kvconform.kvcache.memory import LayerMemory
@@ -49,6 +49,7 @@ class _Finding:
     positions: npt.NDArray[np.int64]
     blocks: npt.NDArray[np.int64]
     observed: tuple[str, ...]
+    held: tuple[Held, ...]
 
 
 @dataclass
@@ -118,9 +119,24 @@ class LayerForward:
         positions = rows + start
         origins = self.provenance.identify(observed[wrong].cpu().numpy())
         sentences = describe([int(p) for p in positions], origins, layer.name, self.memory.rank)
-        self.findings.append(_Finding(request, layer, positions, blocks[rows], sentences))
+        held = self._held(chain, [int(p) for p in positions], origins, layer.name)
+        self.findings.append(_Finding(request, layer, positions, blocks[rows], sentences, held))
         # The first wrong layer decides: what later layers write must be known under one taint per step.
         self.taints.setdefault(request.request_id, key64("taint", request.request_id, int(positions[0])))
+
+    def _held(self, chain: TokenChain, positions: list[int], origins: list[Origin], layer: str) -> tuple[Held, ...]:
+        """The same as the sentences, as data."""
+        rank = self.memory.rank
+        return tuple(
+            Held(
+                positions[first],
+                positions[last],
+                held_kind(origin, positions[first], layer, rank, own=self.provenance.is_of(origin, chain)),
+                held_words(origin, origins[last], layer, rank),
+            )
+            for first, last in stretches(positions, origins)
+            for origin in (origins[first],)
+        )
 
     def _write(self, layer: LayerMemory, request: ScheduledRequest) -> None:
         stop = request.computed + request.scheduled
@@ -148,6 +164,8 @@ class LayerForward:
             history.add(
                 Compared(engine, step, request.request_id, max(0, request.computed - external), external, layers)
             )
+        for request in {finding.request.request_id: finding.request for finding in self.findings}.values():
+            history.add(self._table(engine, step, request))
         for finding in self.findings:
             request, layer = finding.request, finding.layer
             first, last = self.external.get(request.request_id, (0, 0))
@@ -164,8 +182,25 @@ class LayerForward:
                     finding.observed,
                     reported_failed=self._covered_by_failure(finding, failed),
                     rank=self.memory.rank,
+                    held=finding.held,
                 )
             )
+
+    def _table(self, engine: int, step: int, request: ScheduledRequest) -> BlockTable:
+        sizes = {layer.group: layer.block_size for layer in self.memory.layers.values()}
+        first, last = self.external.get(request.request_id, (0, 0))
+        return BlockTable(
+            engine,
+            step,
+            request.request_id,
+            tuple(sizes.get(group, 0) for group in range(len(request.block_ids))),
+            tuple(tuple(map(int, blocks)) for blocks in request.block_ids),
+            request.computed,
+            request.scheduled,
+            first,
+            last,
+            self.memory.rank,
+        )
 
     @staticmethod
     def _covered_by_failure(finding: _Finding, failed: set[int]) -> bool:

@@ -1,0 +1,104 @@
+"""Children of MultiConnector, on hand-made histories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from histories import alloc, broken, compared, history, match, raised, witness
+
+from kvconform.checks import Finding
+from kvconform.checks.composition import rule_of
+from kvconform.engine.history import ChildCall, Event, HookCall
+
+
+def child(call: HookCall) -> ChildCall:
+    return ChildCall(call.engine, call.step, call)
+
+
+def done(step: int, **ids: list[str]) -> HookCall:
+    result = {"finished_sending": [], "finished_recving": [], "failed_recving": [], **ids}
+    return HookCall(1, step, "worker", "get_transfer_results", {"finished_req_ids": []}, result)
+
+
+def failed(step: int, *blocks: int) -> HookCall:
+    return HookCall(1, step, "worker", "get_block_ids_with_load_errors", {}, {"set": list(blocks)})
+
+
+def built(step: int) -> HookCall:
+    return HookCall(1, step, "scheduler", "build_connector_meta", {"scheduled": {"r1": 1}}, "<m>")
+
+
+def finished(step: int, *, held: bool) -> HookCall:
+    args = {"request": "r1", "status": "FINISHED_STOPPED", "block_ids": [1]}
+    return HookCall(1, step, "scheduler", "request_finished", args, (held, None))
+
+
+def refused(hook: str, step: int = 1, **args: Any) -> HookCall:
+    return HookCall(1, step, "scheduler", hook, args, None, "KeyError: 'r1'", "vendor.py:7 in hook")
+
+
+NOT_CHOSEN = (child(match((16, False))), child(alloc(0)))
+LOADING = (child(match((16, True))), child(alloc(16)))
+
+
+@pytest.mark.parametrize(
+    ("events", "rule"),
+    [
+        ((*NOT_CHOSEN, child(done(2, finished_recving=["r1"]))), "MUL-02"),
+        ((*LOADING, child(done(2, finished_recving=["r1"])), child(done(3, finished_recving=["r1"]))), "MUL-02"),
+        ((child(finished(1, held=False)), child(done(2, finished_sending=["r1"]))), "MUL-02"),
+        ((*NOT_CHOSEN, child(failed(1, 2))), "MUL-06"),
+        ((*NOT_CHOSEN, child(done(2, failed_recving=["r1"]))), "MUL-06"),
+        ((child(match((16, False))), child(alloc(16)), child(built(2)), child(failed(2, 2))), "MUL-06"),
+        ((child(refused("update_connector_output")),), "MUL-07"),
+        ((NOT_CHOSEN[0], child(refused("update_state_after_alloc", request="r1", num_external_tokens=0))), "MUL-10"),
+    ],
+)
+def test_child_that_minds_its_siblings_business(events: tuple[Event, ...], rule: str) -> None:
+    assert broken(*events) == [rule]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (*LOADING, child(built(1)), child(built(2)), child(done(2, finished_recving=["r1"]))),
+        (*LOADING, child(built(1)), child(failed(2, 2)), child(done(3, finished_recving=["r1"]))),
+        (child(match((16, False))), child(alloc(16)), child(built(1)), child(failed(1, 2))),
+        (child(finished(1, held=True)), child(done(2, finished_sending=["r1"]))),
+        (*LOADING, child(refused("update_state_after_alloc", request="r1", num_external_tokens=0))),
+    ],
+)
+def test_child_that_minds_its_own_business(events: tuple[Event, ...]) -> None:
+    assert not [rule for rule in broken(*events) if rule.startswith("MUL-")]
+
+
+def test_answers_of_get_finished_count_once_where_vllm_asks_around_it() -> None:
+    pair = HookCall(1, 2, "worker", "get_finished", {}, ({"set": []}, {"set": ["r1"]}))
+    assert "MUL-02" not in broken(*LOADING, child(pair), child(done(2, finished_recving=["r1"])))
+
+
+def test_offer_counts_as_passed_over_when_bytes_were_compared() -> None:
+    assert witness("MUL-10", *NOT_CHOSEN) == 0
+    assert witness("MUL-10", *NOT_CHOSEN, compared(16)) == 1
+    assert witness("MUL-10", *LOADING, child(alloc(0)), compared(16)) == 0
+
+
+def test_blocks_that_only_the_whole_reports_are_a_siblings() -> None:
+    assert witness("MUL-06", *NOT_CHOSEN, failed(1, 2, 3)) == 2
+    assert witness("MUL-06", *LOADING, child(failed(1, 2, 3)), failed(1, 2, 3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "at", "expected"),
+    [
+        ("ASYNC-04", Event(1, 1), "MUL-02"),
+        ("FAIL-04", Event(1, 1), "MUL-06"),
+        ("LIVE-01", raised("update_connector_output"), "MUL-07"),
+        ("LIVE-01", raised("start_load_kv"), "MUL-10"),
+        ("LOAD-01", Event(1, 1), "MUL-10"),
+        ("MUL-06", Event(1, 1), "MUL-06"),
+    ],
+)
+def test_symptom_below_multi_connector_gets_the_rule_of_its_kind(rule: str, at: Event, expected: str) -> None:
+    assert rule_of(history(), Finding(rule, "right", "wrong", at, symptom=True)) == expected
