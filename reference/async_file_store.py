@@ -39,8 +39,8 @@ from ._compat import block_granularity, disk_hit_source
 from ._file_store_scheduler import Granularity
 from ._kv_identity import describe
 from ._kv_pages import KVPages
+from ._requirements import only_group, store_path
 from ._store_namespace import StoreNamespace
-from .file_store import _only_group, _store_path
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -65,8 +65,8 @@ class AsyncFileStoreConnector(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         options = dict(self._kv_transfer_config.kv_connector_extra_config)
         threads = _thread_count(options.pop("threads", 4))
-        store = BlockStore(_store_path(options))
-        self._group = _only_group(kv_cache_config)
+        store = BlockStore(store_path(type(self).__name__, options))
+        self._group = only_group(type(self).__name__, kv_cache_config)
         parallel = vllm_config.parallel_config
         self._scheduler: AsyncSchedulerSide | None = None
         self._worker: AsyncWorkerSide | None = None

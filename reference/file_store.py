@@ -27,14 +27,10 @@ asynchronous transfers, layer-wise transfers, statistics and events.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
-from vllm.logger import init_logger
-from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
 
 from ._block_store import BlockStore
 from ._compat import block_granularity, disk_hit_source
@@ -43,6 +39,7 @@ from ._file_store_scheduler import Granularity, SchedulerSide
 from ._file_store_worker import WorkerSide
 from ._kv_identity import describe
 from ._kv_pages import KVPages
+from ._requirements import only_group, store_path
 from ._store_namespace import StoreNamespace
 
 if TYPE_CHECKING:
@@ -52,13 +49,9 @@ if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
-
-logger = init_logger(__name__)
-
-_OPTIONS = frozenset({"path"})
 
 
 class FileStoreConnector(KVConnectorBase_V1):
@@ -76,8 +69,8 @@ class FileStoreConnector(KVConnectorBase_V1):
         """Raises ValueError for a missing or unusable ``path`` and for a KV cache that this connector can't store."""
         super().__init__(vllm_config, role, kv_cache_config)
         # Always this attribute, never vLLM's current global config: a child of MultiConnector has a config of its own.
-        store = BlockStore(_store_path(self._kv_transfer_config.kv_connector_extra_config))
-        self._group = _only_group(kv_cache_config)
+        store = BlockStore(store_path(type(self).__name__, self._kv_transfer_config.kv_connector_extra_config))
+        self._group = only_group(type(self).__name__, kv_cache_config)
         parallel = vllm_config.parallel_config
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
@@ -175,42 +168,3 @@ class FileStoreConnector(KVConnectorBase_V1):
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, FileStoreMetadata)
         return metadata
-
-
-def _store_path(extra_config: dict[str, Any]) -> Path:
-    """The root of the store. Unknown options are ignored, aloud: they may be meant for another release."""
-    unknown = sorted(set(extra_config) - _OPTIONS)
-    if unknown:
-        logger.warning("FileStoreConnector ignores the unknown options %s; it knows %s.", unknown, sorted(_OPTIONS))
-    path = extra_config.get("path")
-    if not path or not isinstance(path, (str, os.PathLike)):
-        raise ValueError(
-            f"FileStoreConnector needs the directory of its store in kv_connector_extra_config['path'], not {path!r}."
-        )
-    root = Path(path).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"kv_connector_extra_config['path'] of FileStoreConnector is {root}, which is no directory.")
-    return root
-
-
-def _only_group(kv_cache_config: KVCacheConfig) -> KVCacheGroupSpec:
-    """The KV cache group, if it is one whose blocks can be stored by prefix.
-
-    Raises ValueError. A sliding window gives blocks back while the request runs, recurrent state is no function of one
-    block, and in a non-causal layer KV depends on later tokens; each needs more than this connector does.
-    """
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        raise ValueError(
-            f"FileStoreConnector stores exactly one KV cache group, but this model has {len(groups)}. "
-            "Disable the hybrid KV cache manager, or use a connector that supports several groups."
-        )
-    spec = groups[0].kv_cache_spec
-    specs = list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
-    for layer_spec in specs:
-        if not isinstance(layer_spec, FullAttentionSpec) or getattr(layer_spec, "non_causal", False):
-            raise ValueError(
-                "FileStoreConnector stores the KV of causal full attention, but this model has layers of kind "
-                f"{layer_spec}."
-            )
-    return groups[0]

@@ -42,7 +42,7 @@ from ._host_scheduler import HostSchedulerSide
 from ._host_stats import HostOffloadStats
 from ._host_worker import HealthFile, HostMetadata, HostWorkerSide
 from ._kv_pages import KVPages
-from .file_store import _only_group
+from ._requirements import only_group
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -76,7 +76,7 @@ class HostOffloadConnector(KVConnectorBase_V1):
         unknown = sorted(set(options) - _OPTIONS)
         if unknown:
             logger.warning("HostOffloadConnector ignores the unknown options %s; it knows %s.", unknown, _OPTIONS)
-        self._group = _only_group(kv_cache_config)
+        self._group = only_group(type(self).__name__, kv_cache_config)
         capacity = _capacity(options, kv_cache_config)
         self._scheduler: HostSchedulerSide | None = None
         self._worker: HostWorkerSide | None = None

@@ -32,8 +32,8 @@ from ._file_store_worker import WorkerSide
 from ._hybrid_groups import HybridMetadata, HybridReport, HybridSchedulerSide, TransferredGroup
 from ._kv_identity import describe
 from ._kv_pages import KVPages
+from ._requirements import store_path
 from ._store_namespace import StoreNamespace
-from .file_store import _store_path
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -58,7 +58,7 @@ class HybridFileStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         """Raises ValueError for a missing or unusable ``path``."""
         super().__init__(vllm_config, role, kv_cache_config)
-        store = BlockStore(_store_path(self._kv_transfer_config.kv_connector_extra_config))
+        store = BlockStore(store_path(type(self).__name__, self._kv_transfer_config.kv_connector_extra_config))
         self._groups = transferred_groups(kv_cache_config)
         parallel = vllm_config.parallel_config
         self._scheduler: HybridSchedulerSide | None = None

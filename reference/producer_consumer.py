@@ -58,7 +58,7 @@ from ._pd_client import ConsumerSide
 from ._pd_messages import PairMetadata, WorkerAddress
 from ._pd_scheduler import PairSchedulerSide
 from ._pd_server import HandOffServer, Leases
-from .file_store import _only_group
+from ._requirements import only_group
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -104,7 +104,7 @@ class ProducerConsumerConnector(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = self._kv_transfer_config
         self._options = PairOptions.read(transfer.kv_connector_extra_config)
-        self._group = _only_group(kv_cache_config)
+        self._group = only_group(type(self).__name__, kv_cache_config)
         self._rank = vllm_config.parallel_config.rank
         self._scheduler: PairSchedulerSide | None = None
         # The workers' ends of the wire; there is nothing to send or to fill before tensors are registered.

@@ -155,12 +155,12 @@ def test_path_must_not_be_a_file(tmp_path: Path) -> None:
 
 
 def test_unknown_options_are_ignored_with_a_warning(tmp_path: Path, monkeypatch: Any) -> None:
-    from kvconform.reference import file_store
+    from kvconform.reference import _requirements
 
     said: list[tuple[object, ...]] = []
-    monkeypatch.setattr(file_store.logger, "warning", lambda *args: said.append(args))
+    monkeypatch.setattr(_requirements.logger, "warning", lambda *args: said.append(args))
     _connector(Setup(tmp_path, extra_config={"colour": "blue"}))
-    assert said[0][1] == ["colour"]
+    assert said[0][1:3] == ("FileStoreConnector", ["colour"])
 
 
 @pytest.mark.parametrize("role", list(KVConnectorRole))
