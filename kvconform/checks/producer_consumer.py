@@ -6,156 +6,20 @@ given what came back for which request of the producer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 
-from kvconform.checks.calls import finishes, is_held, raised
+from kvconform.checks.calls import finishes, raised
+from kvconform.checks.hand_offs import CONSUMER, PRODUCER, Decode, Prefill, arrived, of_decodes, prefills
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.checks.transfer import external_tokens
 from kvconform.engine.history import (
-    FINISH_HOOKS,
-    Arrived,
-    Event,
     History,
     HookCall,
     Outlasted,
     ProgramAction,
     Scheduled,
-    Tokens,
 )
 
-PRODUCER, CONSUMER = 1, 2
 _NORMAL = ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
-
-
-@dataclass
-class Decode:
-    """A request of the consumer that was given a hand-off. ``at`` are positions of events in the history."""
-
-    request: str
-    given: bool
-    peer_gone: bool
-    local: int = 0
-    num_tokens: int = 0
-    load: HookCall | None = None
-    load_at: int = 0
-    arrived: Arrived | None = None
-    ended: HookCall | None = None
-
-
-@dataclass
-class Prefill:
-    """A request of the producer that is to be decoded elsewhere."""
-
-    request: str
-    num_tokens: int = 0
-    generated: int = 0
-    ended: HookCall | None = None
-    ended_at: int = 0
-    handed_off: bool = False
-    sent_at: int | None = None
-    decodes: list[Decode] = field(default_factory=list)
-
-    @property
-    def held(self) -> bool:
-        """Whether the producer was asked to keep the blocks."""
-        return self.ended is not None and is_held(self.ended)
-
-    @property
-    def status(self) -> str:
-        """How it ended."""
-        return "" if self.ended is None else str(self.ended.args["status"])
-
-
-@dataclass
-class _Follower:
-    """Follows a history event by event."""
-
-    prefills: dict[str, Prefill] = field(default_factory=dict)
-    decodes: dict[str, Decode] = field(default_factory=dict)
-    gone: bool = False
-
-    def follow(self, at: int, event: Event) -> None:
-        if isinstance(event, ProgramAction):
-            self._action(event)
-        elif isinstance(event, HookCall):
-            if event.engine == PRODUCER:
-                self._produce(at, event)
-            else:
-                self._consume(at, event)
-        elif isinstance(event, Tokens) and event.engine == PRODUCER and event.request in self.prefills:
-            self.prefills[event.request].generated += len(event.token_ids)
-        elif isinstance(event, Arrived) and event.engine == CONSUMER and event.request in self.decodes:
-            self.decodes[event.request].arrived = event
-
-    def _action(self, event: ProgramAction) -> None:
-        detail = event.detail
-        params = detail.get("kv_transfer_params") or {}
-        if event.action == "add" and event.engine == PRODUCER and params.get("do_remote_decode"):
-            self.prefills[detail["request"]] = Prefill(detail["request"])
-        elif event.action == "leave":
-            self.gone = True
-        elif event.action == "hand off":
-            decode = self.decodes[detail["request"]] = Decode(detail["request"], detail["delivered"], self.gone)
-            # A producer that fell silent has left no history.
-            self.prefills.setdefault(detail["of"], Prefill(detail["of"])).decodes.append(decode)
-
-    def _produce(self, at: int, call: HookCall) -> None:
-        if call.hook == "update_connector_output":
-            for request in call.args["finished_sending"]:
-                if request in self.prefills:
-                    self.prefills[request].sent_at = at
-            return
-        prefill = self.prefills.get(call.args.get("request", ""))
-        if prefill is None:
-            return
-        if call.hook == "get_num_new_matched_tokens":
-            prefill.num_tokens = prefill.num_tokens or call.args["num_tokens"]
-        elif call.hook in FINISH_HOOKS and call.error is None:
-            prefill.ended, prefill.ended_at = call, at
-            result = call.result
-            prefill.handed_off = isinstance(result, tuple) and len(result) == 2 and bool(result[1])
-
-    def _consume(self, at: int, call: HookCall) -> None:
-        decode = self.decodes.get(call.args.get("request", ""))
-        if decode is None:
-            return
-        if call.hook == "get_num_new_matched_tokens" and decode.load is None:
-            decode.local, decode.num_tokens = call.args["num_computed_tokens"], call.args["num_tokens"]
-        elif call.hook == "update_state_after_alloc" and call.args["num_external_tokens"] > 0:
-            decode.load, decode.load_at = call, at
-        elif call.hook in FINISH_HOOKS:
-            decode.ended = call
-
-
-def _followed(history: History) -> tuple[Prefill, ...]:
-    follower = _Follower()
-    if any(event.action in ("hand off", "leave") for event in history.of(ProgramAction)) or any(
-        True for _ in history.of(Outlasted)
-    ):
-        for at, event in enumerate(history.events):
-            follower.follow(at, event)
-    return tuple(follower.prefills.values())
-
-
-def prefills(history: History) -> tuple[Prefill, ...]:
-    """The requests of the producer that are to be decoded elsewhere, in their order; none where there is no pair."""
-    return history.derived(_followed)
-
-
-def _of_decodes(
-    what: str, counts: Callable[[History, Prefill, Decode], bool]
-) -> Callable[[History], Mapping[str, int]]:
-    def witness(history: History) -> Mapping[str, int]:
-        compared = external_tokens(history) > 0
-        pairs = [(prefill, decode) for prefill in prefills(history) for decode in prefill.decodes]
-        return {what: sum(compared and counts(history, prefill, decode) for prefill, decode in pairs)}
-
-    return witness
-
-
-def _arrived(decode: Decode) -> bool:
-    return decode.arrived is not None and not decode.arrived.reported_failed
 
 
 # -- what was promised gets there --------------------------------------------------------------------------------------
@@ -183,11 +47,11 @@ def _not_delivered(history: History) -> Iterator[Finding]:
 
 
 def _under_another_id(_: History, prefill: Prefill, decode: Decode) -> bool:
-    return _arrived(decode) and decode.request != prefill.request
+    return arrived(decode) and decode.request != prefill.request
 
 
 def _unequal(_: History, prefill: Prefill, decode: Decode) -> bool:
-    return _arrived(decode) and (decode.local > 0 or decode.num_tokens != prefill.num_tokens)
+    return arrived(decode) and (decode.local > 0 or decode.num_tokens != prefill.num_tokens)
 
 
 def _beside_others(history: History, prefill: Prefill, decode: Decode) -> bool:
@@ -196,7 +60,7 @@ def _beside_others(history: History, prefill: Prefill, decode: Decode) -> bool:
         isinstance(event, HookCall) and event.engine == PRODUCER and event.hook == "update_state_after_alloc"
         for event in between
     )
-    return _arrived(decode) and prefill.held and any(others)
+    return arrived(decode) and prefill.held and any(others)
 
 
 # -- who is told -------------------------------------------------------------------------------------------------------
@@ -311,11 +175,11 @@ def _stop_refused(history: History) -> Iterator[Finding]:
 
 
 def _stop_handed_off(_: History, prefill: Prefill, decode: Decode) -> bool:
-    return prefill.status == "FINISHED_STOPPED" and _arrived(decode)
+    return prefill.status == "FINISHED_STOPPED" and arrived(decode)
 
 
 def _longer(_: History, prefill: Prefill, decode: Decode) -> bool:
-    return prefill.generated > 1 and _arrived(decode)
+    return prefill.generated > 1 and arrived(decode)
 
 
 def preempted_in_the_last_step(history: History) -> Iterator[Prefill]:
@@ -332,7 +196,7 @@ def preempted_in_the_last_step(history: History) -> Iterator[Prefill]:
 
 
 def _delivery_not_required(history: History) -> Iterator[Finding]:
-    shown = [p for p in prefills(history) if p.handed_off and p.held and any(map(_arrived, p.decodes))]
+    shown = [p for p in prefills(history) if p.handed_off and p.held and any(map(arrived, p.decodes))]
     for prefill in preempted_in_the_last_step(history):
         if shown and prefill.ended is not None and prefill.status in _NORMAL and not prefill.handed_off:
             yield Finding(
@@ -349,7 +213,7 @@ def _delivery_not_required(history: History) -> Iterator[Finding]:
 
 def _delivered_all_the_same(history: History) -> Mapping[str, int]:
     preempted = list(preempted_in_the_last_step(history))
-    count = sum(any(map(_arrived, prefill.decodes)) for prefill in preempted)
+    count = sum(any(map(arrived, prefill.decodes)) for prefill in preempted)
     return {"prefills that were preempted in their last step and handed off": count}
 
 
@@ -437,20 +301,20 @@ CHECKS = (
     Check(
         "MATCH-10",
         _not_delivered,
-        _of_decodes("loads from a producer that is there", lambda _, __, d: _arrived(d) and not d.peer_gone),
+        of_decodes("loads from a producer that is there", lambda _, __, d: arrived(d) and not d.peer_gone),
         _NO_HAND_OFF,
     ),
-    Check("FIN-12", no_finding, _of_decodes("hand-offs between different ids", _under_another_id), _NO_HAND_OFF),
+    Check("FIN-12", no_finding, of_decodes("hand-offs between different ids", _under_another_id), _NO_HAND_OFF),
     Check(
         "LOAD-11",
         no_finding,
-        _of_decodes("loads with block lists of different length", _unequal),
+        of_decodes("loads with block lists of different length", _unequal),
         "no consumer with a local hit, or with a longer prompt, loaded what a producer had handed off",
     ),
     Check(
         "ASYNC-08",
         no_finding,
-        _of_decodes("hand-offs fetched after other requests of the producer", _beside_others),
+        of_decodes("hand-offs fetched after other requests of the producer", _beside_others),
         "no consumer fetched what a producer held while it computed other requests",
     ),
     Check("ASYNC-23", _not_told, _told, "no hand-off turned out not to be needed"),
@@ -465,10 +329,10 @@ CHECKS = (
     Check(
         "FIN-14",
         no_finding,
-        _of_decodes("hand-offs of prompts with generated tokens behind them", _longer),
+        of_decodes("hand-offs of prompts with generated tokens behind them", _longer),
         "no consumer loaded a prompt behind which the producer had generated tokens",
     ),
-    Check("FIN-15", _stop_refused, _of_decodes("hand-offs after a stop token", _stop_handed_off), _NO_HAND_OFF),
+    Check("FIN-15", _stop_refused, of_decodes("hand-offs after a stop token", _stop_handed_off), _NO_HAND_OFF),
     Check(
         "PRE-06",
         _delivery_not_required,

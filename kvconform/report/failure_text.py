@@ -22,6 +22,7 @@ from kvconform.picture import lines_of
 from kvconform.report.picturing import pictures_of
 from kvconform.rules import load_catalogue, rule_section
 from kvconform.scenario.program import Program
+from kvconform.scenario.wording import program_lines
 
 WIDTH = 118
 #: Command lines that show a failure again.
@@ -65,7 +66,7 @@ def failure_text(
     if contrast:
         blocks.append(_paragraph("Contrast", [contrast]))
     if program is not None:
-        blocks.append("Scenario:\n" + textwrap.indent("\n".join(_wrapped(program.lines())), "  "))
+        blocks.append("Scenario:\n" + textwrap.indent("\n".join(_wrapped(program_lines(program))), "  "))
         blocks.append(
             "What happened:\n" + textwrap.indent("\n".join(_wrapped(trace(history, findings, requests))), "  ")
         )

@@ -41,10 +41,10 @@ from kvconform.scenario.program import (
     Resume,
     Step,
     Turn,
-    describe_action,
     twin_of,
 )
 from kvconform.scenario.shutdown_by_kill import run_and_kill
+from kvconform.scenario.wording import describe_action
 
 # Steps that two engines take together before each goes on alone; a twin program's requests need a dozen.
 TWIN_STEP_LIMIT = 200

@@ -13,6 +13,7 @@ from kvconform.isolation.codec import dump_program, load_program
 from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair, SilentProcess, as_json
 from kvconform.scenario.producer_consumer import hand_over, producer_gone
 from kvconform.scenario.program import HandOff, Leave, Outlast, Program, RequestSpec, Turn
+from kvconform.scenario.wording import program_lines
 
 
 class FakeEngine:
@@ -140,7 +141,7 @@ def test_only_what_json_can_say_is_passed_on() -> None:
 def test_programs_of_pairs_are_plain_data_and_can_be_told() -> None:
     program = producer_gone().examples[2]
     assert load_program(dump_program(program)) == program
-    text = "\n".join(program.lines())
+    text = "\n".join(program_lines(program))
     assert "engine 1 is the producer (kv_producer), engine 2 the consumer (kv_consumer)" in text
     assert "add prefill0: prompt 48 tokens (48 tokens of seed 1), max_tokens=1, to be decoded elsewhere" in text
     assert "the process falls silent for good (SIGSTOP)" in text

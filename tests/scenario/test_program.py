@@ -24,10 +24,10 @@ from kvconform.scenario.program import (
     ResetConnector,
     Restart,
     Step,
-    describe_action,
     twin_of,
 )
 from kvconform.scenario.run import play
+from kvconform.scenario.wording import describe_action, program_lines
 
 FIRST = RequestSpec("first", ((1, 40),), 8)
 
@@ -88,7 +88,7 @@ def test_every_action_has_a_line(action: Any, text: str) -> None:
 
 
 def test_a_program_is_numbered_lines_under_its_engine() -> None:
-    lines = Program("p", EngineOptions(max_num_batched_tokens=32), (Add(FIRST), Drain())).lines()
+    lines = program_lines(Program("p", EngineOptions(max_num_batched_tokens=32), (Add(FIRST), Drain())))
     assert lines[0].startswith("engine: LBNHC, 32 blocks: 2 layers 2 heads x 8 float16, block 16")
     assert "max_num_batched_tokens=32" in lines[0]
     assert [line.partition(".")[0] for line in lines[1:]] == ["1", "2"]
