@@ -56,7 +56,7 @@ def finishes(history: History) -> Iterator[HookCall]:
 def is_held(finish: HookCall) -> bool:
     """Whether request_finished answered that the connector frees the blocks later."""
     result = finish.result
-    return isinstance(result, tuple) and bool(result) and bool(result[0]) and result[0] != "<builtins.NoneType>"
+    return isinstance(result, tuple) and bool(result) and bool(result[0])
 
 
 def failed_blocks(call: HookCall) -> tuple[int, ...]:

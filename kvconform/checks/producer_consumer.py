@@ -347,5 +347,3 @@ CHECKS = (
         "how long to watch (kvconform.toml)",
     ),
 )
-
-__all__ = ["CHECKS", "Decode", "Prefill", "handed_off", "prefills"]

@@ -21,6 +21,7 @@ from typing import Any
 
 from kvconform.errors import UsageError
 from kvconform.isolation.codec import dump_examination, from_bytes, load_program, to_bytes
+from kvconform.isolation.orphans import die_with_parent
 
 # Orders are small: a folder list and a connector's configuration.
 MAX_ORDER = 1 << 20
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
     """Serve orders until the other end is closed."""
     control = socket.socket(fileno=int(arguments[0]))
     stacks = arguments[1]
-    _die_with_parent()
+    die_with_parent()
     while True:
         order, descriptors, _, _ = socket.recv_fds(control, MAX_ORDER, 1)
         if not order:
@@ -96,7 +97,7 @@ def _fork(control: socket.socket, descriptor: int, request: dict[str, Any], stac
         os.close(descriptor)
         return pid
     control.close()
-    _die_with_parent()
+    die_with_parent()
     # The file stays open for the life of the process: faulthandler writes to it from the signal handler.
     faulthandler.register(signal.SIGUSR1, file=Path(stacks).open("w"), all_threads=True)  # noqa: SIM115
     code = 1
@@ -214,14 +215,6 @@ def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
         import traceback
 
         return {"kit_error": "".join(traceback.format_exception(error))[-4000:]}
-
-
-def _die_with_parent() -> None:
-    """Linux: end when the process that started this one ends, however it ends (prctl PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 
 from kvconform.engine.history import History, ProgramAction
 from kvconform.engine.protocol import Engine
+from kvconform.isolation.orphans import die_with_parent
 from kvconform.scenario.program import FinishRequests, HandOff, Leave, Outlast, Turn
 
 PairAction = Turn | HandOff | FinishRequests | Outlast | Leave
@@ -139,7 +139,8 @@ class SilentProcess:
         self._pid = os.fork()
         if self._pid == 0:
             with contextlib.suppress(BaseException):
-                _die_with_parent()
+                # A stopped process would outlive a test run that is killed.
+                die_with_parent()
                 os.close(reader)
                 os.write(writer, json.dumps(as_json(dict(work())) or {}).encode())
                 os.close(writer)
@@ -159,9 +160,3 @@ class SilentProcess:
             self._stopped = False
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-
-
-def _die_with_parent() -> None:
-    """A stopped process would outlive a test run that is killed (prctl PR_SET_PDEATHSIG, Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

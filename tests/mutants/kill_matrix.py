@@ -299,8 +299,8 @@ def book(outcomes: Sequence[Outcome]) -> str:
     numbers = figures(outcomes)
     lines = [
         "# Kill matrix", "",
-        "Written by `make matrix`. Every mutant is a connector with one defect; the suites have to find exactly the",
-        "rules that it breaks, and nothing against a legal connector.", "", f"{numbers}.", "",
+        "Written by `make matrix-all`. Every mutant is a connector with one defect; the suites have to find exactly",
+        "the rules that it breaks, and nothing against a legal connector.", "", f"{numbers}.", "",
         "| connector | kind | found to break | stems from |", "|---|---|---|---|",
     ]  # fmt: skip
     for outcome in outcomes:
