@@ -118,10 +118,16 @@ def _premature(history: History) -> Iterator[Finding]:
             yield Finding(
                 "ASYNC-05",
                 f"all {event.tokens} tokens of {event.request}'s load in its blocks when it is in finished_recving",
-                f"{event.wrong} of them were not there in layer {event.layer}; {late}",
+                f"{event.wrong} of them were not there in layer {event.layer}{_instead(event)}; {late}",
                 event,
                 requests=(event.request,),
             )
+
+
+def _instead(arrived: Arrived) -> str:
+    more = len(arrived.observed) - 1
+    others = f", and {more} more run{'s' if more > 1 else ''} of tokens" if more > 0 else ""
+    return f" ({arrived.observed[0]}{others})" if arrived.observed else ""
 
 
 def _came_later(history: History, index: int, arrived: Arrived) -> str:

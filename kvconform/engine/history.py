@@ -134,7 +134,7 @@ class WrongBytes(Event):
 
 @dataclass(frozen=True)
 class BlockTable(Event):
-    """What the forward of a step read for a request with wrong slots: its block ids, per KV cache group.
+    """A request with wrong slots, at a forward or when its load was reported as complete: block ids per KV cache group.
 
     Tokens [0, computed) were believed to be computed, those of [external_first, external_last) because the connector
     had promised them; the ``scheduled`` ones after them are computed in the step.
@@ -171,7 +171,8 @@ class Stray(Event):
 class Arrived(Event):
     """An asynchronous load was reported as complete; its slots were compared with the oracle at once.
 
-    ``wrong`` slots of ``layer``, the first one with any, were not there; ``blocks`` are those of the load there.
+    ``wrong`` slots of ``layer``, the first one with any, were not there; ``blocks`` are those of the load there, and
+    ``observed`` says in words what the slots hold instead.
     """
 
     request: str
@@ -180,6 +181,10 @@ class Arrived(Event):
     wrong: int = 0
     blocks: tuple[int, ...] = ()
     reported_failed: bool = False
+    group: int = 0
+    rank: int = 0
+    observed: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True)

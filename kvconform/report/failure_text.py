@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from kvconform.checks.model import Finding
 from kvconform.engine.history import (
+    Arrived,
     EngineRaised,
     Event,
     History,
@@ -194,6 +195,8 @@ def _line(event: Event, requests: set[str], is_finding: bool) -> str | None:
             return f"{request} ended ({reason})"
         case WrongBytes() if is_finding:
             return f"WRONG BYTES in {event.layer} for {event.request}: {event.observed[0]}"
+        case Arrived(wrong=wrong) if is_finding and wrong:
+            return f"LOAD REPORTED AS COMPLETE with {wrong} tokens wrong in {event.layer} for {event.request}"
         case Stray() if is_finding:
             return f"STRAY WRITE to block {event.block} of {event.layer}, {event.phase}"
         case EngineRaised() if is_finding:

@@ -6,16 +6,20 @@ import re
 from collections.abc import Sequence
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import BlockTable, Event, History, HookCall, Stray, WrongBytes
+from kvconform.engine.history import Arrived, BlockTable, Event, History, HookCall, Stray, WrongBytes
 from kvconform.kvcache.provenance import runs
 from kvconform.picture import MAX_BLOCKS, MAX_WRONG, STRAY, Group, Picture, Wrong
 
 
 def picture_of(finding: Finding, history: History) -> Picture | None:
-    """The picture of a finding of wrong bytes or of a stray write; None for any other."""
+    """The picture of wrong bytes, of a load that was not there, or of a stray write; None for any other finding."""
     match finding.at:
         case WrongBytes() as wrong:
-            return _table(wrong, history)
+            place = (wrong.engine, wrong.step, wrong.request, wrong.rank)
+            all_wrong = [w for w in history.of(WrongBytes) if (w.engine, w.step, w.request, w.rank) == place]
+            return _table(wrong, all_wrong, history)
+        case Arrived(wrong=wrong_slots) as arrived if wrong_slots:
+            return _table(arrived, [arrived], history)
         case Stray() as stray if stray.block >= 0 and stray.block_size:
             return _stray(stray)
         case _:
@@ -33,14 +37,14 @@ def pictures_of(findings: Sequence[Finding], history: History) -> dict[str, tupl
     return {rule: tuple(pictures) for rule, pictures in found.items()}
 
 
-def _table(wrong: WrongBytes, history: History) -> Picture | None:
+def _table(wrong: WrongBytes | Arrived, all_wrong: Sequence[WrongBytes | Arrived], history: History) -> Picture | None:
+    """The block table at a finding, with everything that was found ``all_wrong`` in it."""
     place = (wrong.engine, wrong.step, wrong.request, wrong.rank)
     table = next((t for t in history.of(BlockTable) if (t.engine, t.step, t.request, t.rank) == place), None)
     if table is None:
         return None
-    all_wrong = [w for w in history.of(WrongBytes) if (w.engine, w.step, w.request, w.rank) == place]
     if wrong.layer:  # the layer that the finding is about goes first
-        all_wrong.sort(key=lambda w: w.layer != wrong.layer)
+        all_wrong = sorted(all_wrong, key=lambda w: w.layer != wrong.layer)
     return Picture(
         "block table",
         table.engine,
@@ -60,7 +64,7 @@ def _table(wrong: WrongBytes, history: History) -> Picture | None:
     )
 
 
-def _group(number: int, block_size: int, blocks: tuple[int, ...], all_wrong: list[WrongBytes]) -> Group:
+def _group(number: int, block_size: int, blocks: tuple[int, ...], all_wrong: Sequence[WrongBytes | Arrived]) -> Group:
     own = [wrong for wrong in all_wrong if wrong.group == number]
     held = [Wrong(one.first, one.last, one.kind, one.what) for one in (own[0].held if own else ())]
     return Group(

@@ -9,12 +9,12 @@ import pytest
 from making import MUSTS, as_data, entry, make, result, sealed
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import BlockTable, Held, History, HookCall, Stray, WrongBytes
+from kvconform.engine.history import Arrived, BlockTable, Held, History, HookCall, Stray, WrongBytes
 from kvconform.isolation.codec import dump_history, load_history
 from kvconform.kvcache.provenance import Origin, held_kind, held_words
 from kvconform.picture import STATES, WRONG_KINDS, Picture, blocks_of, lines_of
 from kvconform.report import html, markdown
-from kvconform.report.failure_text import failure_text
+from kvconform.report.failure_text import failure_text, trace
 from kvconform.report.json_report import from_data, report_schema, schema_problems
 from kvconform.report.picturing import picture_of, pictures_of
 from kvconform.report.verify import verify
@@ -107,6 +107,28 @@ def test_a_stray_write_shows_the_block_that_it_hit() -> None:
     ]
     guard = replace(stray, block=-1, slots=(-1,))
     assert picture_of(finding(guard), History([guard])) is None
+
+
+def test_a_load_that_was_reported_too_early_shows_its_block_table() -> None:
+    table = BlockTable(1, 4, "r1", (16,), ((5, 6, 7),), 48, 0, 16, 48)
+    held = (Held(20, 22, "never written", "poison of block 6 (engine 1)"),)
+    arrived = Arrived(1, 4, "r1", 32, LAYER, 3, (6, 7), observed=("tokens 20-22 hold poison",), held=held)
+    known = History([table, arrived])
+    shown = picture_of(finding(arrived), known)
+    assert shown is not None
+    assert list(lines_of(shown)) == [
+        "Block table of r1 (engine 1 step 4):",
+        "  group 0, 16 tokens a block, wrong in layers.0",
+        "    block 5  tokens 0-15   local hit",
+        "    block 6  tokens 16-31  from the connector",
+        "      WRONG 20-22: poison of block 6 (engine 1) (never written since the block was handed out)",
+        "    block 7  tokens 32-47  from the connector",
+    ]
+    assert trace(known, [finding(arrived)], {"r1"}) == [
+        "engine 1 step  4  LOAD REPORTED AS COMPLETE with 3 tokens wrong in layers.0 for r1"
+    ]
+    whole = replace(arrived, wrong=0, layer="", held=())
+    assert picture_of(finding(whole), History([table, whole])) is None
 
 
 def test_findings_of_other_kinds_have_no_picture_and_equal_ones_share_it() -> None:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain, expand, slot_seeds
+from kvconform.kvcache.provenance import Provenance
 
 
-def wrong_slots(
-    memory: KVMemory, chain: TokenChain, table: tuple[list[int], ...], first: int, last: int
-) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """Layers in which positions [first, last) differ from the oracle: (layer, wrong slots, blocks of the load)."""
+@dataclass(frozen=True)
+class WrongLayer:
+    """A layer in which something of a load is not there: token positions, all blocks of the load, what is there."""
+
+    layer: str
+    group: int
+    rank: int
+    positions: tuple[int, ...]
+    blocks: tuple[int, ...]
+    contents: Contents
+
+
+def wrong_layers(
+    memory: KVMemory, provenance: Provenance, chain: TokenChain, table: tuple[list[int], ...], first: int, last: int
+) -> Iterator[WrongLayer]:
+    """Layers in which positions [first, last) differ from the oracle."""
     for name, layer in memory.layers.items():
         ids = np.asarray(table[layer.group], dtype=np.int64)
         positions = np.arange(first, last, dtype=np.int64)
@@ -25,6 +40,9 @@ def wrong_slots(
         observed = memory.read(name, blocks, positions % layer.block_size)
         seeds = slot_seeds(chain.chain(first, last)[positions - first], name, memory.rank)
         expected = expand(seeds, layer.content, observed.device)
-        wrong = int((observed != expected).reshape(len(blocks), -1).any(dim=1).sum())
-        if wrong:
-            yield name, wrong, tuple(dict.fromkeys(int(block) for block in blocks))
+        wrong = (observed != expected).reshape(len(blocks), -1).any(dim=1)
+        if not bool(wrong.any()):
+            continue
+        at = positions[wrong.cpu().numpy()].tolist()
+        held = contents(provenance, chain, at, observed[wrong].cpu().numpy(), name, memory.rank)
+        yield WrongLayer(name, layer.group, memory.rank, tuple(at), tuple(dict.fromkeys(blocks.tolist())), held)

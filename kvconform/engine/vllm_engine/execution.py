@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvconform.engine.history import Arrived, ForwardFailed, MetadataBound, Stray
-from kvconform.engine.vllm_engine.arrivals import wrong_slots
+from kvconform.engine.history import Arrived, BlockTable, ForwardFailed, MetadataBound, Stray
+from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
 from kvconform.engine.vllm_engine.ledger import GroupBlocks
 from kvconform.engine.vllm_engine.ranks import RankWorld
@@ -194,12 +195,43 @@ class Execution:
             found = (
                 each
                 for worker in self.workers
-                for each in wrong_slots(worker.memory, chain, table, load.first, load.last)
+                for each in wrong_layers(worker.memory, engine.provenance, chain, table, load.first, load.last)
             )
-            layer, wrong, blocks = next(found, ("", 0, ()))
-            failed = request_id in failed_ids or not engine.ledger.failed.isdisjoint(blocks)
-            tokens = load.last - load.first
-            engine.history.add(Arrived(engine.number, engine.steps, request_id, tokens, layer, wrong, blocks, failed))
+            self._note_arrival(request_id, load.first, load.last, table, next(found, None), failed_ids)
+
+    def _note_arrival(
+        self,
+        request_id: str,
+        first: int,
+        last: int,
+        table: tuple[list[int], ...],
+        wrong: WrongLayer | None,
+        failed_ids: Collection[str],
+    ) -> None:
+        """Record a load of [first, last), and the block table if something of it is not there."""
+        engine = self._engine
+        place = (engine.number, engine.steps, request_id)
+        if wrong is None:
+            engine.history.add(Arrived(*place, last - first, reported_failed=request_id in failed_ids))
+            return
+        sizes = {layer.group: layer.block_size for layer in self.workers[0].memory.layers.values()}
+        block_sizes = tuple(sizes.get(group, 0) for group in range(len(table)))
+        blocks = tuple(tuple(map(int, ids)) for ids in table)
+        engine.history.add(BlockTable(*place, block_sizes, blocks, last, 0, first, last, wrong.rank))
+        engine.history.add(
+            Arrived(
+                *place,
+                last - first,
+                wrong.layer,
+                len(wrong.positions),
+                wrong.blocks,
+                request_id in failed_ids or not engine.ledger.failed.isdisjoint(wrong.blocks),
+                wrong.group,
+                wrong.rank,
+                wrong.contents.observed,
+                wrong.contents.held,
+            )
+        )
 
     # -- what the connectors do ------------------------------------------------------------------------------------
 

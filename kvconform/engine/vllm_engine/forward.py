@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kvconform.engine.history import BlockTable, Compared, Held, History, WrongBytes
+from kvconform.engine.history import BlockTable, Compared, History, WrongBytes
 from kvconform.engine.vllm_engine.guard import PlannedFailure
+from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
-from kvconform.kvcache.provenance import Origin, Provenance, describe, held_kind, held_words, stretches
+from kvconform.kvcache.provenance import Provenance
 
 if TYPE_CHECKING:
     from kvconform.kvcache.memory import LayerMemory
@@ -48,8 +49,7 @@ class _Finding:
     layer: LayerMemory
     positions: npt.NDArray[np.int64]
     blocks: npt.NDArray[np.int64]
-    observed: tuple[str, ...]
-    held: tuple[Held, ...]
+    contents: Contents
 
 
 @dataclass
@@ -117,26 +117,12 @@ class LayerForward:
             return
         rows = wrong.nonzero().reshape(-1).cpu().numpy()
         positions = rows + start
-        origins = self.provenance.identify(observed[wrong].cpu().numpy())
-        sentences = describe([int(p) for p in positions], origins, layer.name, self.memory.rank)
-        held = self._held(chain, [int(p) for p in positions], origins, layer.name)
-        self.findings.append(_Finding(request, layer, positions, blocks[rows], sentences, held))
+        found = contents(
+            self.provenance, chain, positions.tolist(), observed[wrong].cpu().numpy(), layer.name, self.memory.rank
+        )
+        self.findings.append(_Finding(request, layer, positions, blocks[rows], found))
         # The first wrong layer decides: what later layers write must be known under one taint per step.
         self.taints.setdefault(request.request_id, key64("taint", request.request_id, int(positions[0])))
-
-    def _held(self, chain: TokenChain, positions: list[int], origins: list[Origin], layer: str) -> tuple[Held, ...]:
-        """The same as the sentences, as data."""
-        rank = self.memory.rank
-        return tuple(
-            Held(
-                positions[first],
-                positions[last],
-                held_kind(origin, positions[first], layer, rank, own=self.provenance.is_of(origin, chain)),
-                held_words(origin, origins[last], layer, rank),
-            )
-            for first, last in stretches(positions, origins)
-            for origin in (origins[first],)
-        )
 
     def _write(self, layer: LayerMemory, request: ScheduledRequest) -> None:
         stop = request.computed + request.scheduled
@@ -179,10 +165,10 @@ class LayerForward:
                     tuple(int(p) for p in finding.positions),
                     tuple(dict.fromkeys(int(b) for b in finding.blocks)),
                     bool(((finding.positions >= first) & (finding.positions < last)).any()),
-                    finding.observed,
+                    finding.contents.observed,
                     reported_failed=self._covered_by_failure(finding, failed),
                     rank=self.memory.rank,
-                    held=finding.held,
+                    held=finding.contents.held,
                 )
             )
 
