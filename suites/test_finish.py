@@ -18,6 +18,12 @@ def test_request_may_end_in_any_phase(conformance: Conformance, request: pytest.
     conformance.judge(request, finish.aborts())
 
 
+@pytest.mark.kvconform_rules("FIN-11", "ORDER-25")
+def test_requests_that_leave_early_are_forgotten(conformance: Conformance, request: pytest.FixtureRequest) -> None:
+    """When a request ends all state kept for it is released, also if it was never asked about."""
+    conformance.judge(request, finish.requests_that_leave())
+
+
 @pytest.mark.kvconform_rules("FIN-09")
 def test_blocks_let_go_at_the_end_are_read_no_more_once_they_have_a_new_owner(
     conformance: Conformance, request: pytest.FixtureRequest

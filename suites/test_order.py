@@ -5,7 +5,25 @@ from __future__ import annotations
 import pytest
 
 from kvconform.conformance import Conformance
-from kvconform.scenario import order
+from kvconform.scenario import asynchronous, order
+
+
+@pytest.mark.kvconform_rules("ORDER-01")
+def test_allocation_without_a_match_in_its_step_is_taken(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """A request whose asynchronous load has ended is allocated without a new match, with 0 external tokens."""
+    conformance.demand_capability("async-load")
+    conformance.judge(request, asynchronous.loads_at_once())
+
+
+@pytest.mark.kvconform_rules("ORDER-15")
+def test_completion_in_the_step_in_which_a_request_ends_is_taken(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """Requests are finished before the workers' reports of the same step are applied."""
+    conformance.demand_capability("async-load")
+    conformance.judge(request, asynchronous.aborted_as_they_arrive())
 
 
 @pytest.mark.kvconform_rules("ORDER-02")

@@ -29,6 +29,14 @@ def test_prompt_is_handed_off_between_engines_that_know_it_by_different_ids(
     judge(conformance, request, producer_consumer.hand_off())
 
 
+@pytest.mark.kvconform_rules("FIN-04")
+def test_every_request_gets_kv_transfer_params_of_its_own(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """The dict returned from request_finished is a new one that the connector does not use afterwards."""
+    judge(conformance, request, producer_consumer.hand_off())
+
+
 @pytest.mark.kvconform_rules("LAY-03")
 def test_pages_of_any_layout_are_handed_off(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """What arrives is right whatever the physical order, dtype and padding of the pages."""

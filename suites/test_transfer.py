@@ -84,6 +84,12 @@ def test_prompt_stored_in_prefill_chunks_comes_back_whole(
     conformance.judge(request, transfer.chunked_prefill())
 
 
+@pytest.mark.kvconform_rules("META-07")
+def test_drafts_that_are_refused_are_not_stored(conformance: Conformance, request: pytest.FixtureRequest) -> None:
+    """Only committed tokens are stored: a step may hold drafts of speculative decoding that are refused later."""
+    conformance.judge(request, transfer.drafts())
+
+
 @pytest.mark.kvconform_rules("ALLOC-01", "ALLOC-02", "MATCH-03")
 def test_load_behind_a_local_hit_fills_its_own_positions_only(
     conformance: Conformance, request: pytest.FixtureRequest

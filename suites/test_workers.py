@@ -44,6 +44,13 @@ def test_completions_are_counted_when_a_worker_is_late(
     conformance.judge(request, workers.one_late())
 
 
+@pytest.mark.kvconform_rules("ASYNC-14")
+def test_every_worker_reports_every_completion(conformance: Conformance, request: pytest.FixtureRequest) -> None:
+    """Every worker that is counted reports each completion once for itself."""
+    _demand_any(conformance, "async-load", "async-save")
+    conformance.judge(request, workers.several("ASYNC-14"))
+
+
 @pytest.mark.kvconform_rules("TP-04")
 def test_statistics_of_all_workers_are_of_one_class(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """The aggregator asserts the class."""

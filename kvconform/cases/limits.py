@@ -10,6 +10,7 @@ MAX_STEPS = 100_000
 MAX_TOKENS = 1 << 20
 MAX_CACHE_BYTES = 1 << 30
 MAX_BATCHED_TOKENS = 1 << 20
+MAX_DRAFTS = 64
 #: Requests on top of each other ("the next turn of").
 MAX_TURNS = 20
 
@@ -27,6 +28,8 @@ def program_problem(program: Program) -> str:
             value = getattr(option, name)
             if not 1 <= value <= MAX_BATCHED_TOKENS:
                 return f"{name} is {value:,}, and must be between 1 and {MAX_BATCHED_TOKENS:,}"
+        if option.drafts > MAX_DRAFTS:
+            return f"it has {option.drafts:,} drafts in a step, and no scenario has more than {MAX_DRAFTS}"
     steps = [action.count for action in program.actions if isinstance(action, Step)]
     if any(count < 0 for count in steps) or sum(steps) > MAX_STEPS:
         return f"it runs {sum(steps):,} steps, and no scenario runs more than {MAX_STEPS:,}"

@@ -171,17 +171,22 @@ def _params(history: History) -> Iterator[Finding]:
             return
 
 
+def _several_params(history: History) -> Mapping[str, int]:
+    requests = {(event.engine, event.request) for event in history.of(TransferParams)}
+    return {"requests with kv_transfer_params": len(requests) if len(requests) > 1 else 0}
+
+
 def _params_seen(history: History) -> Mapping[str, int]:
     return {"kv_transfer_params returned": sum(1 for _ in history.of(TransferParams))}
 
 
-def _borrowed(rule: str, what: str, expected: str) -> Callable[[History], Iterator[Finding]]:
+def _borrowed(rule: str, what: str, expected: str, did: str = "changed") -> Callable[[History], Iterator[Finding]]:
     def find(history: History) -> Iterator[Finding]:
         seen: set[tuple[int, str]] = set()
         for event in history.of(BorrowedChanged):
             if event.what == what and (event.engine, event.hook) not in seen:
                 seen.add((event.engine, event.hook))
-                observed = f"{event.hook} changed {event.changes[0]}"
+                observed = f"{event.hook} {did} {event.changes[0]}"
                 yield Finding(rule, expected, observed, event, details=event.changes[1:])
 
     return find
@@ -231,6 +236,17 @@ CHECKS = (
     Check("ROLE-07", _held_metadata, _metadata_compared, "no step was scheduled after another one"),
     Check("ROLE-10", _empty_refused, _empty_taken, "the workers returned handshake metadata"),
     Check("ROLE-12", _params, _params_seen, "no request returned kv_transfer_params"),
+    Check(
+        "FIN-04",
+        _borrowed(
+            "FIN-04",
+            "returned parameters",
+            "a dict of its own for every request, which the engine may change",
+            "gave what was given before:",
+        ),
+        _several_params,
+        "no two requests returned kv_transfer_params",
+    ),
     Check(
         "ROLE-14",
         _borrowed("ROLE-14", "request or block", "requests, block tables and reference counts are left to the engine"),

@@ -308,7 +308,9 @@ class Crossing(Event):
 
 @dataclass(frozen=True)
 class BorrowedChanged(Event):
-    """A scheduler-role hook changed what is the engine's; ``what`` is "request or block" or "scheduler output"."""
+    """A scheduler-role hook changed what is the engine's; ``what`` is "request or block", "scheduler output" or
+    "returned parameters", which are the engine's from then on.
+    """
 
     hook: str
     what: str
@@ -344,6 +346,22 @@ class RolesInspected(Event):
     """Both instances of an idle engine were searched for objects of the other side: where there were any."""
 
     found: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EndedIdsHeld(Event):
+    """An idle engine's instances were searched for ids of requests that have ended: those that they still hold."""
+
+    ended: int
+    held: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MetricsObserved(Event):
+    """Prometheus metrics were built by the class and given ``payloads``, whole ones and ones with a key missing."""
+
+    payloads: int
+    problems: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)

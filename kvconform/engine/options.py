@@ -63,6 +63,9 @@ class EngineOptions:
 
     ``place`` puts the connector below MultiConnector, with a sibling of its class that has a store of its own.
 
+    ``drafts`` tokens per decode step are proposed by a draft model, of which the target accepts some: speculative
+    decoding, with as many slots reserved for the draft model to look ahead.
+
     ``hook_order`` departs from the runner's order, for contrast: ``loads first`` starts loads before the forward in
     every step, ``bound first`` binds the metadata before handle_preemptions, as well as after it. ``never cleared``
     leaves clear_connector_metadata out, as a pipeline stage with deferred finalisation does.
@@ -78,6 +81,7 @@ class EngineOptions:
     late_steps: int = 0
     hook_order: HookOrder = "vllm"
     place: Place = ""
+    drafts: int = 0
     load_failure_policy: Literal["recompute", "fail"] = "recompute"
     enable_prefix_caching: bool = True
     model: str = "model"
@@ -93,6 +97,10 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.workers < 1 or self.late_steps < 0 or (self.late_steps and self.workers == 1):
             raise ValueError(f"{self.workers} workers, the last of them {self.late_steps} steps late, make no sense")
+        if self.drafts < 0 or (self.drafts and self.async_scheduling):
+            raise ValueError(
+                "drafts are 0 or more, and come with plain scheduling only: the kit takes them step by step"
+            )
         if self.model in ("", ".", "..") or "/" in self.model:
             raise ValueError(f"the model's name {self.model!r} is no name of a folder")
         if self.max_num_batched_tokens < self.max_num_seqs:

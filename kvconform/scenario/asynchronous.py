@@ -12,7 +12,18 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions, Runner
-from kvconform.scenario.program import Abort, Action, Add, Drain, ForgetLocal, PreemptAll, Program, RequestSpec, Step
+from kvconform.scenario.program import (
+    Abort,
+    AbortDuringStep,
+    Action,
+    Add,
+    Drain,
+    ForgetLocal,
+    PreemptAll,
+    Program,
+    RequestSpec,
+    Step,
+)
 from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 Prompt = tuple[tuple[int, int], ...]
@@ -92,6 +103,28 @@ def aborted_loads() -> Family:
     prompts = st.integers(BLOCK, 4 * BLOCK).map(lambda n: ((1, n),))
     drawn = st.builds(_aborted, st.integers(1, 8), prompts, _options())
     return Family("aborted loads", "ASYNC-09", examples, drawn, "aborts", _without_aborts)
+
+
+def _as_they_arrive(moments: Sequence[int], prompt: Prompt, options: EngineOptions) -> Program:
+    """Reloads that are each aborted in some step, after the workers have run it."""
+    actions = stored(prompt)
+    for index, steps in enumerate(moments):
+        reload = RequestSpec(f"reload{index}", prompt, 4)
+        actions += [Add(reload), Step(steps), AbortDuringStep(reload.id), Drain(), ForgetLocal()]
+    return Program("aborted as they arrive", options, tuple(actions))
+
+
+def aborted_as_they_arrive() -> Family:
+    """The report of a load is in the results of the very step in which its request is aborted."""
+    moments = (1, 0, 2, 1, 3, 1)
+    examples = tuple(_as_they_arrive(moments, LONG, EngineOptions(runner=runner)) for runner in RUNNERS)
+    prompts = st.integers(BLOCK + 1, 4 * BLOCK).map(lambda n: ((1, n),))
+    drawn = st.builds(_as_they_arrive, st.lists(st.integers(0, 5), min_size=1, max_size=4), prompts, _options())
+
+    def control(program: Program) -> Program:
+        return replace(program, actions=tuple(a for a in program.actions if not isinstance(a, AbortDuringStep)))
+
+    return Family("aborted as they arrive", "ORDER-15", examples, drawn, "aborts as loads arrive", control)
 
 
 # -- ids that are used again --

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kvconform.checks.calls import finishes, is_held
 from kvconform.checks.model import Finding
+from kvconform.checks.remembered import ENOUGH
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario.program import (
@@ -68,6 +69,31 @@ def aborts() -> Family:
     )
     drawn = st.builds(_aborted, st.lists(st.integers(0, 9), min_size=1, max_size=4), st.booleans(), _options())
     return Family("aborts", "FIN-01", examples, drawn, "aborts", _without_aborts)
+
+
+def _left(prompt: int, options: EngineOptions) -> Program:
+    """Some requests leave before anybody looks at them, some while they run, and some stay to the end."""
+    actions: list[Action] = []
+    for index in range(ENOUGH):
+        never = RequestSpec(f"never{index}", ((30 + index, prompt),))
+        prefill = RequestSpec(f"prefill{index}", ((40 + index, LONG),), 3)
+        decode = RequestSpec(f"decode{index}", ((50 + index, 20),), 30)
+        actions += [
+            Add(never), Abort(never.id), Add(prefill), Step(1), Abort(prefill.id),
+            Add(decode), Step(4), Abort(decode.id),
+        ]  # fmt: skip
+    for index in range(ENOUGH):
+        actions += [Add(RequestSpec(f"stays{index}", ((60 + index, prompt),), 2)), Drain()]
+    # What is tidied up with the next step has one.
+    actions += [Add(RequestSpec("after", ((9, 5),))), Drain()]
+    return Program("requests that leave", replace(options, max_num_batched_tokens=24), tuple(actions))
+
+
+def requests_that_leave() -> Family:
+    """Aborted before they were asked about, in the prefill and in the decode, beside others that end by themselves."""
+    examples = tuple(_left(LONG - 3, EngineOptions(runner=runner)) for runner in RUNNERS)
+    drawn = st.builds(_left, st.integers(1, LONG), _options())
+    return Family("requests that leave", "FIN-11", examples, drawn, "aborts", _without_aborts)
 
 
 # -- blocks that change hands --

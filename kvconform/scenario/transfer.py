@@ -346,6 +346,29 @@ def next_turn() -> Family:
     return Family("next turn", "SAVE-13", examples, drawn, "generated tokens in the prefix", _without_generation)
 
 
+def drafts() -> Family:
+    """Drafts are refused while blocks of generated tokens fill up, and the next turn asks for these blocks."""
+
+    def build(prompt: int, generated: int, drafts: int, options: EngineOptions) -> Program:
+        # Several, so that some drafts are refused just where a block ends.
+        firsts = [RequestSpec(f"first{i}", ((i, prompt + i),), generated) for i in range(4)]
+        seconds = [RequestSpec(f"second{i}", ((9, 20),), 2, continues=first) for i, first in enumerate(firsts)]
+        actions = (*map(Add, firsts), Drain(), ForgetLocal(), *map(Add, seconds), Drain())
+        roomy = replace(options, drafts=drafts, shape=replace(options.shape, num_blocks=64))
+        return Program("drafts", roomy, actions)
+
+    examples = tuple(build(BLOCK + 3, 4 * BLOCK, 3, EngineOptions(runner=runner)) for runner in RUNNERS)
+    drawn = st.builds(build, _lengths(2), st.integers(BLOCK, 4 * BLOCK), st.integers(1, 5), _plain_options())
+
+    def control(program: Program) -> Program:
+        return replace(program, options=replace(program.options, drafts=0))
+
+    def explain(history: History) -> str:
+        return "The wrong slots were read while they held drafts that the target model refused afterwards."
+
+    return Family("drafts", "META-07", examples, drawn, "speculative decoding", control, explain)
+
+
 def full_graph() -> Family:
     """Full CUDA graphs: start_load_kv outside any forward context, and no layer hook at all."""
     actions = store_then_reload([((1, 3 * BLOCK + 1),), ((2, BLOCK),)])

@@ -55,6 +55,7 @@ def describe_options(options: EngineOptions) -> str:
         f"model runner {options.runner}, load failures: {options.load_failure_policy}"
         + ("" if options.enable_prefix_caching else ", no prefix caching")
         + (", asynchronous scheduling" if options.async_scheduling else "")
+        + (f", speculative decoding with {options.drafts} drafts a step" if options.drafts else "")
         + ("" if options.workers == 1 else f", {options.workers} workers")
         + (f", the last one's completions {options.late_steps} steps late" if options.late_steps else "")
         + ("" if not options.place else f", the {options.place} child of a MultiConnector with two of its class")

@@ -247,3 +247,15 @@ class OnlyBuiltForWorkers(FileStoreConnector):
     def shutdown(self) -> None:
         self.queue.clear()
         super().shutdown()
+
+
+class ReturnsItsOwnParams(FileStoreConnector):
+    """One dict for all requests, which is changed for each (R10)."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._params = {"blocks": 0}
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> Any:
+        self._params["blocks"] = len(block_ids)
+        return super().request_finished(request, block_ids)[0], self._params

@@ -62,3 +62,35 @@ class ReleasesAtOnce(stepwise.SlowSaves):
                 scheduler._saves[save_id].fenced = True
             scheduler._holds[-1] = type(hold)(hold.request_id, frozenset())
         return held, params
+
+
+class RemembersAborted(FileStoreConnector):
+    """R15: what it keeps of a request goes with the last token, which an aborted one does not have."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._tokens: dict[str, int] = {}
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        self._tokens[request.request_id] = num_external_tokens
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> Answer:
+        if "ABORTED" not in request.status.name:
+            del self._tokens[request.request_id]
+        return super().request_finished(request, block_ids)
+
+
+class RemembersUnasked(FileStoreConnector):
+    """R15: what it notes of a new request goes with the first match, which some requests never get to."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._new: dict[str, int] = {}
+
+    def on_new_request(self, request: Any) -> None:
+        self._new[request.request_id] = request.num_tokens
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        self._new.pop(request.request_id, None)
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)

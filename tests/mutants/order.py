@@ -7,6 +7,7 @@ from typing import Any
 from vllm.forward_context import get_forward_context
 
 from kvconform.reference._file_store_scheduler import SchedulerSide
+from kvconform.reference.async_file_store import AsyncFileStoreConnector
 from kvconform.reference.file_store import FileStoreConnector
 
 
@@ -221,3 +222,46 @@ class ExpectsHashes(FileStoreConnector):
         super().__init__(*args, **kwargs)
         if self._scheduler is not None:
             self._scheduler.__class__ = _ExpectsHashes
+
+
+class WantsAMatchFirst(AsyncFileStoreConnector):
+    """An allocation answers a match of the same step, it thinks (R6)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._asked: set[str] = set()
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        self._asked.add(request.request_id)
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        self._asked.remove(request.request_id)
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+
+class KnowsWhoLoads(AsyncFileStoreConnector):
+    """Looks up each received request among those that have not ended (R13, R15)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._alive: dict[str, Any] = {}
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        self._alive[request.request_id] = request
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> Any:
+        # What its load still has to say is waited for, but not in the step in which it ends.
+        self._ending = request.request_id
+        self._alive.pop(request.request_id, None)
+        return super().request_finished(request, block_ids)
+
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        self._ending = None
+        return super().build_connector_meta(scheduler_output)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        if self._ending in (connector_output.finished_recving or ()):
+            self._alive[self._ending].status
+        super().update_connector_output(connector_output)

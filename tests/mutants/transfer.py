@@ -241,6 +241,48 @@ class FlushesAtShutdown(stepwise.SlowSaves):
         super().shutdown()
 
 
+class KeepsDrafts(FileStoreConnector):
+    """Copies a block as soon as the tokens scheduled so far fill it, drafts included, and stores that copy (R8, R9)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._copies: dict[int, dict[str, torch.Tensor]] = {}
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        super().register_kv_caches(kv_caches)
+        self._views = kv_caches
+
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        metadata = super().build_connector_meta(scheduler_output)
+        side, cached = self._scheduler_side(), scheduler_output.scheduled_cached_reqs
+        full = []
+        for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            tracked = side._requests[request_id]
+            end = (computed + scheduler_output.num_scheduled_tokens[request_id]) // 16
+            if end > len(tracked.request.block_hashes) and scheduler_output.scheduled_spec_decode_tokens:
+                full.append(tracked.table[end - 1])
+        object.__setattr__(metadata, "full", full)
+        return metadata
+
+    def wait_for_save(self) -> None:
+        metadata: Any = self._get_connector_metadata()
+        true = {}
+        for save in metadata.saves:
+            true[save.block_id] = self._page(save.block_id)
+            self._fill(save.block_id, self._copies.pop(save.block_id, {}))
+        super().wait_for_save()
+        for block, page in true.items():
+            self._fill(block, page)
+        self._copies |= {block: self._page(block) for block in metadata.full}
+
+    def _page(self, block: int) -> dict[str, torch.Tensor]:
+        return {name: view[block].clone() for name, view in self._views.items()}
+
+    def _fill(self, block: int, page: dict[str, torch.Tensor]) -> None:
+        for name, content in page.items():
+            self._views[name][block] = content
+
+
 # -- failures --
 
 

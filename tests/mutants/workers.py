@@ -121,3 +121,11 @@ class SharesOneName(FileStoreConnector):
         store.block_path = lambda directory, block_hash, rank: path(directory, block_hash, 0)  # type: ignore[method-assign]
         if (worker := self._worker) is not None:
             worker._label = lambda block_hash: block_label(block_hash, 0, 1, worker._require_pages().fingerprint)  # type: ignore[method-assign]
+
+
+class SilentRank(AsyncFileStoreConnector):
+    """Rank 0 speaks for all; the others report no completion (R14)."""
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        done = super().get_finished(finished_req_ids)
+        return (None, None) if self._vllm_config.parallel_config.rank else done

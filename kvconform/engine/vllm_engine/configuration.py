@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 
 if TYPE_CHECKING:
-    from vllm.config import ParallelConfig, VllmConfig
+    from vllm.config import ParallelConfig, SpeculativeConfig, VllmConfig
     from vllm.config.kv_transfer import KVTransferConfig
 
 # The geometry of the model on paper is irrelevant (the KV cache shape comes from the scenario), but vLLM wants one.
@@ -128,7 +128,17 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
         kv_transfer_config=None if connector is None else kv_transfer_config(connector, options.load_failure_policy),
         device_config=DeviceConfig(device),
         parallel_config=_parallel_config(options.workers),
+        speculative_config=_speculative_config(options.drafts),
     )
+
+
+def _speculative_config(drafts: int) -> SpeculativeConfig | None:
+    """Drafts that need no draft model of their own; the engine proposes them."""
+    from vllm.config import SpeculativeConfig
+
+    if not drafts:
+        return None
+    return SpeculativeConfig(method="ngram", num_speculative_tokens=drafts, prompt_lookup_max=2, prompt_lookup_min=2)
 
 
 def _parallel_config(workers: int) -> ParallelConfig:

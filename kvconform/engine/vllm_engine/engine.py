@@ -29,6 +29,7 @@ from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine.block_state import BlockStateWatch
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
+from kvconform.engine.vllm_engine.drafts import proposals
 from kvconform.engine.vllm_engine.execution import Execution
 from kvconform.engine.vllm_engine.guard import Guard
 from kvconform.engine.vllm_engine.ledger import BlockLedger
@@ -131,6 +132,9 @@ class VllmEngine:
             self.execution.build(configs.worker, device)
             self.scheduler, hash_block_size = build_scheduler(self.vllm_config, configs.scheduler, self.recorder)
             self.scheduler.use_v2_model_runner = self.options.runner != "v1"
+            if self.options.drafts:
+                # What a draft model looks ahead (VllmConfig.num_lookahead_tokens); drafts without a model need no slots.
+                self.scheduler.num_lookahead_tokens = self.options.drafts
             self.connector = self.scheduler.get_kv_connector()
             self.execution.connect(self.connector)
             compat.deliver_handshake(self.connector, self._handshake_metadata())
@@ -381,6 +385,8 @@ class VllmEngine:
 
     def _finish_step(self, output: Any, result: Any) -> None:
         outputs = self._guard("update_from_output", lambda: self.scheduler.update_from_output(output, result))
+        if self.options.drafts and output.num_scheduled_tokens:
+            self._propose_drafts(output)
         self.execution.check_writes("while the scheduler took the results")
         self.watch.step_ended()
         self.observer.step_ended(outputs)
@@ -393,6 +399,17 @@ class VllmEngine:
                 self.history.add(Tokens(self.number, self.steps, item.request_id, tuple(item.new_token_ids), reason))
         for request_id in self._delivered_at.keys() - self.scheduler.requests.keys():
             self._held_for[request_id] = round(time.monotonic() - self._delivered_at.pop(request_id), 1)
+
+    def _propose_drafts(self, output: Any) -> None:
+        """EngineCore.post_step: the draft model's proposals for every request that decodes from here on."""
+        live = (self.scheduler.requests.get(request_id) for request_id in output.num_scheduled_tokens)
+        lengths = [
+            (request.request_id, request.num_tokens)
+            for request in live
+            if request is not None and not request.is_finished() and not self._partial[request.request_id]
+        ]
+        drafts = proposals(lengths, self.chains, self.options.drafts)
+        self._guard("update_draft_token_ids", lambda: self.scheduler.update_draft_token_ids(drafts))
 
     def _note_schedule(self, output: Any) -> None:
         computed = self.ledger.scheduled(output)

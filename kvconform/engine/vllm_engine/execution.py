@@ -11,6 +11,7 @@ import torch
 
 from kvconform.engine.history import Arrived, BlockTable, ForwardFailed, MetadataBound, Stray
 from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
+from kvconform.engine.vllm_engine.drafts import sampled, verified
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
 from kvconform.engine.vllm_engine.ledger import GroupBlocks
 from kvconform.engine.vllm_engine.ranks import RankWorld
@@ -113,7 +114,7 @@ class Execution:
             if worker is not self.workers[0]:
                 # Each worker process unpickles its own.
                 output = pickle.loads(pickle.dumps(output))
-            requests = worker.update_requests(output)
+            requests = verified(worker.update_requests(output), output.scheduled_spec_decode_tokens, engine.chains)
             self._know(requests)
             forward = self._forward(worker)
             forward.fail_after = failing
@@ -124,8 +125,10 @@ class Execution:
             invalid = set(getattr(connector_output, "invalid_block_ids", None) or ())
             self._check(worker, "while saving, and collecting results")
             ids = [request.request_id for request in requests]
-            chains = engine.chains
-            sampled = {r.request_id: chains[r.request_id].next_token(r.computed + r.scheduled) for r in requests}
+            proposed = output.scheduled_spec_decode_tokens
+            tokens = {
+                r.request_id: sampled(r, engine.chains[r.request_id], proposed.get(r.request_id, ())) for r in requests
+            }
             crossed = engine.cross("worker output", connector_output)
             if worker is self.workers[-1] and self._late:
                 crossed = self._delayed(crossed)
@@ -133,7 +136,7 @@ class Execution:
                 ModelRunnerOutput(
                     req_ids=ids,
                     req_id_to_index={request_id: index for index, request_id in enumerate(ids)},
-                    sampled_token_ids=[[] if partial[i] else [sampled[i]] for i in ids],
+                    sampled_token_ids=[[] if partial[i] else tokens[i] for i in ids],
                     logprobs=None,
                     prompt_logprobs_dict={},
                     pooler_output=None,

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScheduledRequest:
-    """One request of a step: its block table per group, computed tokens before the step, tokens of the step."""
+    """One request of a step: its block table per group, computed tokens before the step, tokens of the step.
+
+    The last ``rejected`` tokens of the step are drafts that the target model refuses.
+    """
 
     request_id: str
     block_ids: list[list[int]]
     computed: int
     scheduled: int
+    rejected: int = 0
 
     def places(
         self, group: int, block_size: int, start: int, stop: int
@@ -130,6 +134,9 @@ class LayerForward:
         chain = self.chains[request.request_id]
         taint = self.taints.get(request.request_id, 0)
         seeds = slot_seeds(chain.chain(request.computed, stop), layer.name, self.memory.rank) ^ np.uint64(taint)
+        if request.rejected:
+            # Their KV is that of other tokens.
+            seeds[-request.rejected :] ^= np.uint64(key64("rejected draft", request.request_id, stop))
         self.memory.write(layer.name, blocks, offsets, expand(seeds, layer.content, self.memory.raw.device))
 
     def _done(self, requests: list[ScheduledRequest]) -> None:

@@ -12,6 +12,7 @@ import torch
 from kvconform.engine.history import (
     FINISH_HOOKS,
     BorrowedChanged,
+    EndedIdsHeld,
     ForeignState,
     History,
     MetadataHeld,
@@ -66,6 +67,9 @@ class RoleWatch:
         self._before: list[tuple[dict[str, Any], list[int], int]] = []
         self._output: ObjectState | None = None
         self._held: tuple[Any, Any] | None = None
+        self._ended: set[str] = set()
+        # What request_finished returned, so that the same object can't come again under another id().
+        self._returned: list[tuple[str, Any]] = []
         for name in _POOL_METHODS:
             original = getattr(self._pool, name, None)
             if original is not None:
@@ -84,6 +88,9 @@ class RoleWatch:
     def enter(self, role: Role, hook: str, step: int, args: tuple[Any, ...]) -> None:
         """Called before a hook."""
         self._step = step
+        if hook == _ADAPTING:
+            # An id that is used again.
+            self._ended.discard(args[0].request_id)
         if role != "scheduler" or hook == _ADAPTING:
             return
         self._before.append((self._requests(), self._references(), self._pool_calls))
@@ -109,6 +116,7 @@ class RoleWatch:
             self._compare_held()
             self._held = (result, plain(result))
         if hook in FINISH_HOOKS:
+            self._ended.add(args[0].request_id)
             self._note_params(hook, args[0].request_id, result)
 
     def raised(self, role: Role, hook: str, error: BaseException) -> None:
@@ -146,6 +154,10 @@ class RoleWatch:
     def _note_params(self, hook: str, request: str, result: Any) -> None:
         params = result[1] if isinstance(result, tuple) and len(result) == 2 else None
         if params is not None:
+            earlier = [name for name, known in self._returned if known is params]
+            if earlier:
+                self._note(hook, "returned parameters", [f"the dict of {request} is the one that {earlier[-1]} got"])
+            self._returned.append((request, params))
             self._history.add(TransferParams(self._number, self._step, request, tuple(not_json(params))))
 
     # -- metadata that was handed over -----------------------------------------------------------------------------
@@ -181,6 +193,9 @@ class RoleWatch:
                 if id(value) in engine_objects
             ]
         self._history.add(RolesInspected(self._number, self._step, tuple(found)))
+        held = {name for each in self._connectors.values() for _, value in _held_by(each) for name in _ids_in(value)}
+        ended = tuple(sorted(held & self._ended))
+        self._history.add(EndedIdsHeld(self._number, self._step, len(self._ended), ended))
 
 
 def _output_fields(output: Any) -> ObjectState:
@@ -213,6 +228,16 @@ def _held_by(instance: Any) -> Iterator[tuple[str, Any]]:
         seen.add(id(value))
         yield path, value
         waiting += _inside(path, value)
+
+
+def _ids_in(value: Any) -> Iterator[str]:
+    """Strings that may be request ids: the value itself, keys of a mapping, the id of a request of vLLM's."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (key for key in list(value) if isinstance(key, str))
+    elif type(value).__module__ == "vllm.v1.request":
+        yield value.request_id
 
 
 def _inside(path: str, value: Any) -> list[tuple[str, Any]]:

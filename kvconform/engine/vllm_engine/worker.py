@@ -186,9 +186,14 @@ class SimulatedWorker:
         metadata, slot_mapping = self._attention_metadata(requests)
         with (
             set_forward_context(metadata, self.vllm_config, num_tokens=_tokens(requests), slot_mapping=slot_mapping),
-            KVConnectorModelRunnerMixin.maybe_get_kv_connector_output(output) as connector_output,
+            KVConnectorModelRunnerMixin.maybe_get_kv_connector_output(
+                output, defer_finalize=bool(self.options.drafts)
+            ) as connector_output,
         ):
             forward.run(requests)
+        if self.options.drafts:
+            # Once the draft model has run as well (GPUModelRunner.sample_tokens).
+            KVConnectorModelRunnerMixin.finalize_kv_connector()
         return connector_output
 
     def _run_v2(
