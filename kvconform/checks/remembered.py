@@ -62,7 +62,10 @@ def _kept(rule: str, of: Callable[[str], bool]) -> Callable[[History], Iterator[
             if kept and of(way):
                 names = ", ".join(sorted(requests))
                 expected = "nothing is kept of requests that have ended, however they ended"
-                observed = f"the ids of all requests that {way} are held by an idle connector ({names}), and none of those that {_NORMAL}"
+                observed = (
+                    f"the ids of all requests that {way} are held by an idle connector ({names}), "
+                    f"and none of those that {_NORMAL}"
+                )
                 yield Finding(rule, expected, observed, audit, requests=tuple(sorted(requests)))
                 return
 

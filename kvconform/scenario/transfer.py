@@ -353,9 +353,9 @@ def drafts() -> Family:
         # Several, so that some drafts are refused just where a block ends.
         firsts = [RequestSpec(f"first{i}", ((i, prompt + i),), generated) for i in range(4)]
         seconds = [RequestSpec(f"second{i}", ((9, 20),), 2, continues=first) for i, first in enumerate(firsts)]
-        actions = (*map(Add, firsts), Drain(), ForgetLocal(), *map(Add, seconds), Drain())
+        actions: list[Action] = [*map(Add, firsts), Drain(), ForgetLocal(), *map(Add, seconds), Drain()]
         roomy = replace(options, drafts=drafts, shape=replace(options.shape, num_blocks=64))
-        return Program("drafts", roomy, actions)
+        return Program("drafts", roomy, tuple(actions))
 
     examples = tuple(build(BLOCK + 3, 4 * BLOCK, 3, EngineOptions(runner=runner)) for runner in RUNNERS)
     drawn = st.builds(build, _lengths(2), st.integers(BLOCK, 4 * BLOCK), st.integers(1, 5), _plain_options())
@@ -363,7 +363,7 @@ def drafts() -> Family:
     def control(program: Program) -> Program:
         return replace(program, options=replace(program.options, drafts=0))
 
-    def explain(history: History) -> str:
+    def explain(_: History) -> str:
         return "The wrong slots were read while they held drafts that the target model refused afterwards."
 
     return Family("drafts", "META-07", examples, drawn, "speculative decoding", control, explain)

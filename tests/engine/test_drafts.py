@@ -29,7 +29,8 @@ def test_what_is_generated_does_not_depend_on_drafts(bench: Bench, runner: Any) 
         [token for event in bench.of(Tokens) if event.engine == number for token in event.token_ids]
         for number in (1, 2)
     ]
-    assert tokens[0] == tokens[1] and len(tokens[0]) == 40
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) == 40
     with_drafts = [event for event in bench.of(Tokens) if event.engine == 2]
     assert {len(event.token_ids) for event in with_drafts[1:-1]} == {1, 2, 3, 4}
     assert {count for event in bench.of(Scheduled) if event.engine == 2 for count in event.scheduled.values()} >= {4}

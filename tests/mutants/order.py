@@ -245,16 +245,11 @@ class KnowsWhoLoads(AsyncFileStoreConnector):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._alive: dict[str, Any] = {}
-
-    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        self._alive[request.request_id] = request
-        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        self._ending: str | None = None
 
     def request_finished(self, request: Any, block_ids: list[int]) -> Any:
-        # What its load still has to say is waited for, but not in the step in which it ends.
+        # What its load still has to say is expected from the next step on.
         self._ending = request.request_id
-        self._alive.pop(request.request_id, None)
         return super().request_finished(request, block_ids)
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
@@ -263,5 +258,5 @@ class KnowsWhoLoads(AsyncFileStoreConnector):
 
     def update_connector_output(self, connector_output: Any) -> None:
         if self._ending in (connector_output.finished_recving or ()):
-            self._alive[self._ending].status
+            raise KeyError(self._ending)
         super().update_connector_output(connector_output)

@@ -133,7 +133,7 @@ class VllmEngine:
             self.scheduler, hash_block_size = build_scheduler(self.vllm_config, configs.scheduler, self.recorder)
             self.scheduler.use_v2_model_runner = self.options.runner != "v1"
             if self.options.drafts:
-                # What a draft model looks ahead (VllmConfig.num_lookahead_tokens); drafts without a model need no slots.
+                # What a draft model looks ahead (VllmConfig.num_lookahead_tokens); without a model there are no slots.
                 self.scheduler.num_lookahead_tokens = self.options.drafts
             self.connector = self.scheduler.get_kv_connector()
             self.execution.connect(self.connector)
