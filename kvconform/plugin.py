@@ -78,8 +78,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kvconform-report",
         dest="kvconform_report",
+        action="append",
+        default=[],
         metavar="FILE",
-        help="Write the verdict on every rule to FILE.json; FILE.html is a page for people, with FILE.json beside it",
+        help="Write the verdict on every rule to FILE.json, or as a page to FILE.html, for a CI job's page to FILE.md, "
+        "as a badge to FILE.svg, each with FILE.json beside it; may be given more than once",
     )
     group.addoption(
         "--kvconform-baseline",

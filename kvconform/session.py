@@ -83,12 +83,13 @@ def _baseline(run_config: RunConfig) -> Baseline:
 
 def _recorder(config: pytest.Config, run_config: RunConfig) -> ReportRecorder | None:
     """What writes ``--kvconform-report``; None without that option."""
-    given: str | None = config.option.kvconform_report
+    given: list[str] = config.option.kvconform_report
     if not given:
         return None
-    from kvconform.report.recorder import ReportRecorder, report_path
+    from kvconform.report.files import ReportFiles
+    from kvconform.report.recorder import ReportRecorder
 
-    recorder = ReportRecorder(config, run_config, report_path(given, config.invocation_params.dir))
+    recorder = ReportRecorder(config, run_config, ReportFiles.named(given, config.invocation_params.dir))
     recorder.remove_old_files()
     return recorder
 

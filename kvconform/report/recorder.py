@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,30 +23,16 @@ from kvconform.judgement import BASELINE
 from kvconform.outcomes import rules_of, target_of
 from kvconform.report.building import RunFacts, SeenTest, State, TargetFacts, build_document
 from kvconform.report.document import Options, plural
+from kvconform.report.files import ReportFiles
 from kvconform.report.masking import mask_settings, secrets_in
 from kvconform.target import Target
 from kvconform.verdicts import RuleResult, Verdict
 
-SUFFIXES = (".json", ".html")
 _COLLECTED = "kvconform_collected"
 _WORKER_OUTPUT = "kvconform-collected"
 #: How the skips of :mod:`kvconform.outcomes` and :mod:`kvconform.session` begin: these tests did speak.
 _VERDICTS_BY_SKIP = ("inconclusive: ", "not applicable: ")
 _CANNOT_BE_TESTED = "cannot be tested, see the first error"
-
-
-def report_path(given: str, directory: Path) -> Path:
-    """The file that ``--kvconform-report`` names.
-
-    Raises:
-        pytest.UsageError: neither ``.json`` nor ``.html``, or a folder.
-    """
-    path = directory / given
-    if path.suffix.lower() not in SUFFIXES:
-        raise pytest.UsageError(f"--kvconform-report={given}: expected FILE.json or FILE.html.")
-    if path.is_dir():
-        raise pytest.UsageError(f"--kvconform-report={given}: this is a folder; give the path of a file in it.")
-    return path
 
 
 @dataclass
@@ -72,7 +57,7 @@ class ReportRecorder:
 
     config: pytest.Config
     run_config: RunConfig
-    path: Path
+    files: ReportFiles
     _targets: tuple[Target, ...] = ()
     _results: Callable[[], Iterable[RuleResult]] = tuple
     _unusable: Mapping[str, str] = field(default_factory=dict)
@@ -91,19 +76,10 @@ class ReportRecorder:
     def _is_worker(self) -> bool:
         return hasattr(self.config, "workerinput")
 
-    @property
-    def _files(self) -> tuple[Path, Path | None]:
-        """The JSON file, and the HTML file if one is wanted."""
-        wants_html = self.path.suffix.lower() == ".html"
-        return self.path.with_suffix(".json") if wants_html else self.path, self.path if wants_html else None
-
     def remove_old_files(self) -> None:
-        """What an earlier run wrote must not pass for this one's if this one is killed."""
-        if self._is_worker or self.config.option.collectonly:
-            return
-        for file in self._files:
-            if file is not None and file.is_file():
-                file.unlink()
+        """Remove what an earlier run wrote, unless this process writes nothing."""
+        if not self._is_worker and not self.config.option.collectonly:
+            self.files.remove()
 
     def start(
         self,
@@ -206,26 +182,17 @@ class ReportRecorder:
                 self._write(session)
 
     def _write(self, session: pytest.Session) -> None:
-        from kvconform.report import html, json_report
         from kvconform.rules import load_catalogue
 
-        document = build_document(self._facts(session), load_catalogue())
-        json_file, html_file = self._files
-        try:
-            json_report.write_text(json_file, json_report.dumps(document))
-            if html_file is not None:
-                json_report.write_text(html_file, html.render(document))
-        except OSError as error:
-            self._problem = f"cannot be written: {error}"
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        self._problem = self.files.write(build_document(self._facts(session), load_catalogue()))
+        if self._problem and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.config.option.collectonly:
             return
-        files = " and ".join(str(file) for file in self._files if file is not None)
-        terminalreporter.write_line(f"report: {files} {self._problem}".rstrip(), red=bool(self._problem))
+        terminalreporter.write_line(f"report: {self.files} {self._problem}".rstrip(), red=bool(self._problem))
 
     def _facts(self, session: pytest.Session) -> RunFacts:
         from kvconform.report.suite_tests import rules_by_test

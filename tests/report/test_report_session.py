@@ -186,6 +186,15 @@ def test_html_has_the_json_beside_it_and_old_files_go_first(project: Project) ->
     assert not (project.path / "report.json").exists(), "an old report must not pass for this run's"
 
 
+def test_every_form_that_is_named_is_written(project: Project) -> None:
+    wanted = {"kept/report.html": "<!doctype html>", "summary.md": "#", "badge.svg": "<svg", "again.json": "{"}
+    status, output = project.run(*(f"--kvconform-report={name}" for name in wanted), FIXED="1")
+    assert status == 0, output
+    for name, start in wanted.items():
+        assert (project.path / name).read_text().startswith(start)
+    assert (project.path / "again.json").read_text() == (project.path / "report.json").read_text()
+
+
 def test_collecting_only_writes_nothing(project: Project) -> None:
     (project.path / "report.json").write_text("old")
     project.run("--collect-only", "-q")
@@ -195,7 +204,7 @@ def test_collecting_only_writes_nothing(project: Project) -> None:
 @pytest.mark.parametrize(
     ("file", "sentence"),
     [
-        ("report.xml", "--kvconform-report=report.xml: expected FILE.json or FILE.html."),
+        ("report.xml", "--kvconform-report=report.xml: expected FILE.json, FILE.html, FILE.md or FILE.svg (a badge)."),
         ("suites.json", "--kvconform-report=suites.json: this is a folder; give the path of a file in it."),
     ],
 )
