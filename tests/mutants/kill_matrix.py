@@ -2,10 +2,11 @@
 
     python tests/mutants/kill_matrix.py                 quick: each connector on the suites that its entry names
     python tests/mutants/kill_matrix.py --cover         as few mutants as break every rule once, each on the tests of
-                                                        its rules only
+                                                        its rules only; odd connectors on one suite each
     python tests/mutants/kill_matrix.py --full          each connector on all suites
     python tests/mutants/kill_matrix.py --only REGEX    some connectors
     python tests/mutants/kill_matrix.py --book FILE     write the matrix as Markdown, too
+    python tests/mutants/kill_matrix.py --resume FILE   keep what each connector gave in FILE, and go on from there
 
 Entries stand in ``tests/mutants/*.toml``: ``[[mutant]]`` with ``connector`` ("file:Class", a file of this folder),
 ``breaks`` (rule ids), ``bug`` and ``suites``; ``[[odd]]`` with a file of ``tests/odd``; ``[[reference]]`` with a SPEC,
@@ -19,14 +20,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,8 @@ KINDS = ("mutant", "odd", "reference")
 SCENARIO_LIMIT = 15
 #: Seconds for one batch.
 BATCH_LIMIT = 3600
+#: Connectors of one pytest process where results are kept: so many at most are lost when the run is interrupted.
+BATCH_SIZE = 20
 
 
 class EntryError(Exception):
@@ -141,7 +147,10 @@ def read_entries(folder: Path = HERE) -> tuple[Entry, ...]:
 
 
 def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """The legal connectors, and as few mutants as break, by their entries, every rule that any of them breaks."""
+    """As few mutants as break, by their entries, every rule that any of them breaks; odd connectors on a suite each.
+
+    An odd connector gets the one of its suites that fewest have got. References are left out: each has all suites.
+    """
     mutants = [entry for entry in entries if entry.kind == "mutant"]
     lacking = {rule for entry in mutants for rule in of_this_release(entry.breaks)}
     chosen: list[Entry] = []
@@ -150,7 +159,13 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         best = max(mutants, key=lambda entry: len(lacking & entry.breaks))
         chosen.append(best)
         lacking -= best.breaks
-    return tuple(entry for entry in entries if entry.kind != "mutant" or entry in chosen)
+    used: Counter[str] = Counter()
+    for entry in entries:
+        if entry.kind == "odd":
+            suite = min(entry.suites, key=lambda name: (used[name], name))
+            used[suite] += 1
+            chosen.append(replace(entry, suites=(suite,)))
+    return tuple(chosen)
 
 
 def _entry(file: str, kind: str, item: Mapping[str, Any]) -> Entry:
@@ -165,34 +180,62 @@ def _entry(file: str, kind: str, item: Mapping[str, Any]) -> Entry:
         raise EntryError(f"{file}: {item.get('connector')}: {error}") from None
 
 
-def run(entries: Sequence[Entry], *, full: bool = False, narrow: bool = False, jobs: int = 2) -> list[Outcome]:
-    """Try all entries, in ``jobs`` pytest processes at a time."""
-    batches: list[list[Entry]] = []
+def run(
+    entries: Sequence[Entry], *, full: bool = False, narrow: bool = False, jobs: int = 2, kept: Path | None = None
+) -> list[Outcome]:
+    """Try all entries, in ``jobs`` pytest processes at a time; those of which ``kept`` tells are not tried again."""
+    known = _read_kept(kept) if kept is not None else {}
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        groups.setdefault(entry.group, []).append(entry)
+        if _kept_name(entry) not in known:
+            groups.setdefault(entry.group, []).append(entry)
+    batches: list[list[Entry]] = []
     for group in groups.values():
         parts = min(jobs, len(group)) if len(group) > 3 else 1
+        if kept is not None:
+            parts = max(parts, -(-len(group) // BATCH_SIZE))
         batches += [group[number::parts] for number in range(parts)]
+    writing = threading.Lock()
+
+    def one(batch: Sequence[Entry]) -> list[tuple[Entry, list[RuleResult], str]]:
+        done = _run_batch(batch, full, narrow)
+        if kept is not None:
+            with writing, kept.open("a", encoding="utf-8") as stream:
+                for entry, results, trouble in done:
+                    told = [result.to_dict() for result in results]
+                    stream.write(json.dumps([_kept_name(entry), told, trouble]) + "\n")
+        return done
+
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(lambda batch: _run_batch(batch, full, narrow), sorted(batches, key=len, reverse=True)))
-    by_entry = {id(outcome.entry): outcome for batch in results for outcome in batch}
-    return [by_entry[id(entry)] for entry in entries]
+        for done in pool.map(one, sorted(batches, key=len, reverse=True)):
+            known |= {_kept_name(entry): (results, trouble) for entry, results, trouble in done}
+    levels = {rule.id: rule.level for rule in load_catalogue()}
+    return [_outcome(entry, *known[_kept_name(entry)], levels) for entry in entries]
 
 
-def _run_batch(batch: Sequence[Entry], full: bool, narrow: bool) -> list[Outcome]:
+def _outcome(entry: Entry, results: Sequence[RuleResult], trouble: str, levels: Mapping[str, str]) -> Outcome:
+    return Outcome(entry, {rule: verdict for (_, rule), verdict in aggregate(results, levels).items()}, trouble)
+
+
+def _kept_name(entry: Entry) -> str:
+    return f"{entry.connector} {entry.group} {' '.join(entry.suites)}"
+
+
+def _read_kept(file: Path) -> dict[str, tuple[list[RuleResult], str]]:
+    if not file.exists():
+        return {}
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {name: ([RuleResult.from_dict(one) for one in results], trouble) for name, results, trouble in lines}
+
+
+def _run_batch(batch: Sequence[Entry], full: bool, narrow: bool) -> list[tuple[Entry, list[RuleResult], str]]:
     with tempfile.TemporaryDirectory(prefix="kvconform-matrix-") as folder:
         output, results = _pytest(batch, full, narrow, Path(folder))
-    levels = {rule.id: rule.level for rule in load_catalogue()}
-    by_target: dict[str, dict[str, RuleVerdict]] = {}
-    for (target, rule), verdict in aggregate(results, levels).items():
-        by_target.setdefault(target, {})[rule] = verdict
-    outcomes = []
+    tried = []
     for entry in batch:
-        verdicts = by_target.get(_target_id(entry), {})
-        trouble = "" if verdicts else f"no verdict at all; pytest said:\n{output[-3000:]}"
-        outcomes.append(Outcome(entry, verdicts, trouble))
-    return outcomes
+        own = [result for result in results if result.target == _target_id(entry)]
+        tried.append((entry, own, "" if own else f"no verdict at all; pytest said:\n{output[-3000:]}"))
+    return tried
 
 
 def _rules(entry: Entry) -> list[str]:
@@ -300,7 +343,12 @@ def book(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "# Kill matrix", "",
         "Written by `make matrix-all`. Every mutant is a connector with one defect; the suites have to find exactly",
-        "the rules that it breaks, and nothing against a legal connector.", "", f"{numbers}.", "",
+        "the rules that it breaks, and nothing against a legal connector.", "",
+        "| figure | |", "|---|---|",
+        f"| mutants caught | {numbers.caught} of {numbers.mutants} ({_share(numbers.caught, numbers.mutants)}) |",
+        f"| by exactly their rules | {numbers.exact} of {numbers.mutants} ({_share(numbers.exact, numbers.mutants)}) |",
+        f"| legal connectors accused | {numbers.accused} of {numbers.innocent} |",
+        f"| checked rules that a mutant breaks | {numbers.rules_killed} of {numbers.rules_checked} |", "",
         "| connector | kind | found to break | stems from |", "|---|---|---|---|",
     ]  # fmt: skip
     for outcome in outcomes:
@@ -318,20 +366,27 @@ def book(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
 @click.command()
 @click.option("--only", default="", help="Only connectors that match this regular expression.")
 @click.option("--cover", "covering", is_flag=True, help="Only as many mutants as break every rule once.")
 @click.option("--full", is_flag=True, help="All suites for every connector.")
 @click.option("--jobs", default=2, show_default=True, help="pytest processes at a time.")
 @click.option("--book", "book_file", type=click.Path(path_type=Path), help="Write the matrix to this Markdown file.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Keep results in this file, and use those in it.")
 @click.option("--texts", is_flag=True, help="Show what was said of connectors that are not as they should be.")
-def main(only: str, covering: bool, full: bool, jobs: int, book_file: Path | None, texts: bool) -> None:
+def main(
+    only: str, covering: bool, full: bool, jobs: int, book_file: Path | None, resume: Path | None, texts: bool
+) -> None:
     """Run the kill matrix."""
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     entries = tuple(entry for entry in read_entries() if re.search(only, f"{entry.kind} {entry.connector}"))
     entries = cover(entries) if covering else entries
     started = time.monotonic()
-    outcomes = run(entries, full=full, narrow=covering, jobs=jobs)
+    outcomes = run(entries, full=full, narrow=covering, jobs=jobs, kept=resume)
     table = Table("connector", "kind", "found to break", "")
     for outcome in outcomes:
         right = "[red]" + outcome.complaint.replace("[", r"\[") if outcome.complaint else "[green]right"
@@ -343,7 +398,9 @@ def main(only: str, covering: bool, full: bool, jobs: int, book_file: Path | Non
             for rule in sorted(outcome.broken ^ outcome.entry.breaks):
                 messages = outcome.verdicts[rule].messages if rule in outcome.verdicts else ("(no verdict)",)
                 console.print(f"--- {outcome.entry.connector} {rule}\n" + "\n".join(messages), markup=False)
-    console.print(f"{figures(outcomes)} ({time.monotonic() - started:.0f} s)")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = f"{time.monotonic() - started:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processor time"
+    console.print(f"{figures(outcomes)} ({spent})")
     if book_file is not None:
         book_file.write_text(book(outcomes), encoding="utf-8")
     sys.exit(any(outcome.complaint for outcome in outcomes))

@@ -10,7 +10,16 @@ import pytest
 from kvconform.config import RunConfig
 from kvconform.conformance import Conformance
 from kvconform.engine.options import EngineOptions
-from kvconform.scenario import failures, finish, hybrid, observability, producer_consumer, transfer, workers
+from kvconform.scenario import (
+    failures,
+    finish,
+    hybrid,
+    observability,
+    producer_consumer,
+    shutdown,
+    transfer,
+    workers,
+)
 from kvconform.scenario.program import Program
 from kvconform.target import parse_target
 
@@ -24,6 +33,7 @@ REFERENCES = {
         ("host_offload", "HostOffloadConnector"),
         ("hybrid_file_store", "HybridFileStoreConnector"),
         ("producer_consumer", "ProducerConsumerConnector"),
+        ("threshold_connector", "ThresholdConnector"),
     )
 }
 #: Capability -> a reference with it, a reference without it, and what shows it.
@@ -86,3 +96,26 @@ def test_every_reference_works_with_several_ranks(tried: Callable[[str], Conform
         for program in programs[:1]:
             assert tried(name).examine(program).clean
     assert EngineOptions().workers == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["file_store", "async_file_store", "layerwise_file_store", "hybrid_file_store", "threshold_connector"]
+)
+def test_every_store_on_disk_serves_the_engine_after_a_restart(tried: Callable[[str], Conformance], name: str) -> None:
+    examination = tried(name).examine(transfer.restart().examples[0])
+    assert examination.clean
+    assert examination.capabilities["persistence"] > 0
+
+
+@pytest.mark.parametrize("name", ["file_store", "async_file_store"])
+def test_store_on_disk_serves_the_engine_after_a_kill(tried: Callable[[str], Conformance], name: str) -> None:
+    """The killed engine lives in a process of its own, so the next one knows nothing but the disk."""
+    examination = tried(name).examine(shutdown.killed().examples[0])
+    assert examination.clean
+    assert examination.witnesses["LOAD-01"]["external tokens compared"] > 0
+
+
+def test_host_memory_is_gone_with_its_engine(tried: Callable[[str], Conformance]) -> None:
+    examination = tried("host_offload").examine(transfer.restart().examples[0])
+    assert examination.clean
+    assert examination.capabilities["persistence"] == 0
