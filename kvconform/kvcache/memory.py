@@ -7,6 +7,7 @@ shadow at a checkpoint was written by the connector (or by one of its threads) s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 _RANKS = 1 << 20
-_GUARD = -1
-_PADDING = -2
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,14 @@ class LayerMemory:
             return blocks, offsets
         tokens = self.block_size // ratio
         return blocks * ratio + torch.div(offsets, tokens, rounding_mode="floor"), offsets % tokens
+
+    @cached_property
+    def words(self) -> torch.Tensor:
+        """``bytes`` in the widest integers that its alignment allows, [kernel blocks, heads, tokens, words].
+
+        Moving and comparing eight bytes at a time costs an eighth of the work per element.
+        """
+        return _widest(self.bytes)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class KVMemory:
                 self.layers[name] = _layer_memory(name, group_id, group.kv_cache_spec.block_size, views[name], config)
         storage = next(iter(views.values())).untyped_storage()
         self.raw = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        self._group_maps = self._map_bytes(guard_bytes)
+        self._guard_bytes = guard_bytes
         self._life = [0] * self.num_blocks
         self._write_poison(list(range(self.num_blocks)), tuple(self.layers))
         self.shadow = self.raw.clone()
@@ -108,7 +115,7 @@ class KVMemory:
         """The bytes of T slots, [T, heads, content bytes]."""
         memory = self.layers[layer]
         kernel_blocks, kernel_offsets = memory.index(torch.from_numpy(blocks), torch.from_numpy(offsets))
-        return memory.bytes[kernel_blocks, :, kernel_offsets, :]
+        return memory.words[kernel_blocks, :, kernel_offsets, :].view(torch.uint8)
 
     def poison(self, blocks: list[int], group: int) -> None:
         """Give each block a new life: the group's layers hold poison there that names the block and the life."""
@@ -137,7 +144,7 @@ class KVMemory:
                 where nothing may be written.
             owner_group: per block, the KV cache group that owns it, -1 for none.
         """
-        if torch.equal(self.raw, self.shadow):
+        if torch.equal(_widest(self.raw), _widest(self.shadow)):
             return []
         # A thread of the connector may be writing: judge one copy, and keep that copy as the new shadow.
         now = self.raw.clone()
@@ -154,20 +161,24 @@ class KVMemory:
         owner_group: npt.NDArray[np.int64],
     ) -> list[StrayWrite]:
         found: list[StrayWrite] = []
-        for group, (block_of, slot_of) in self._group_maps.items():
-            blocks, slots = block_of[changed], slot_of[changed]
-            if group == 0 and bool((blocks == _GUARD).any()):
-                found.append(
-                    StrayWrite(-1, "guard bytes behind the last view", (-1,), int((blocks == _GUARD).sum()), None)
-                )
-            owned = torch.from_numpy(np.where(owner_group < 0, 0, owner_group) == group).to(blocks.device)
-            limit = torch.from_numpy(first_writable).to(blocks.device)
-            inside = blocks >= 0
-            blocks, slots = blocks[inside], slots[inside]
-            bad = owned[blocks.long()] & (slots < limit[blocks.long()])
-            for block in torch.unique(blocks[bad]).tolist():
+        guard = changed[changed.numel() - self._guard_bytes :]
+        if bool(guard.any()):
+            found.append(StrayWrite(-1, "guard bytes behind the last view", (-1,), int(guard.sum()), None))
+        owners = np.where(owner_group < 0, 0, owner_group)
+        for group in sorted({memory.group for memory in self.layers.values()}):
+            bad = np.zeros(self.num_blocks, dtype=np.bool_)
+            for memory in self.layers.values():
+                if memory.group == group:
+                    touched = self._touched(memory, changed).cpu().numpy()
+                    bad |= (touched & (np.arange(memory.block_size) < first_writable[:, None])).any(axis=1)
+            for block in (bad & (owners == group)).nonzero()[0]:
                 found.extend(self._describe(group, int(block), now, changed, int(first_writable[block])))
         return found
+
+    def _touched(self, memory: LayerMemory, changed: torch.Tensor) -> torch.Tensor:
+        """Which slots of a layer hold a changed byte, [blocks, tokens per block]."""
+        by_slot = _like(memory.bytes, changed).any(dim=3).any(dim=1)
+        return by_slot.reshape(self.num_blocks, memory.block_size)
 
     def _describe(
         self, group: int, block: int, now: torch.Tensor, changed: torch.Tensor, limit: int
@@ -203,27 +214,26 @@ class KVMemory:
     def _shadow_view(self, memory: LayerMemory) -> torch.Tensor:
         return _like(memory.bytes, self.shadow)
 
-    def _map_bytes(self, guard_bytes: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """Per group: which block and which token offset every byte of the allocation belongs to."""
-        maps = {}
-        index = torch.arange(self.raw.numel(), device=self.raw.device)
-        for group in sorted({memory.group for memory in self.layers.values()}):
-            block_of = torch.full_like(index, _PADDING, dtype=torch.int32)
-            slot_of = torch.full_like(index, 0, dtype=torch.int32)
-            block_of[self.raw.numel() - guard_bytes :] = _GUARD
-            for memory in self.layers.values():
-                if memory.group != group:
-                    continue
-                places = _like(memory.bytes, index)
-                kernel_blocks, _, tokens, _ = places.shape
-                ratio = memory.kernel_blocks_per_block
-                rows = torch.arange(kernel_blocks, device=index.device)
-                block = (rows // ratio).to(torch.int32).view(-1, 1, 1, 1)
-                slot = (rows % ratio).view(-1, 1) * tokens + torch.arange(tokens, device=index.device)
-                block_of[places] = block.expand(places.shape)
-                slot_of[places] = slot.to(torch.int32).view(kernel_blocks, 1, tokens, 1).expand(places.shape)
-            maps[group] = (block_of, slot_of)
-        return maps
+
+def differing(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
+    """Which of T slots differ, bool [T]; None if none does, which is found out at the speed of the memory.
+
+    Args:
+        observed: [T, heads, content bytes], uint8.
+        expected: the same shape.
+    """
+    if torch.equal(_widest(observed), _widest(expected)):
+        return None
+    return (observed != expected).reshape(len(observed), -1).any(dim=1)
+
+
+def _widest(view: torch.Tensor) -> torch.Tensor:
+    """A uint8 tensor as the widest integers that its last dimension and its alignment allow."""
+    for dtype, size in ((torch.int64, 8), (torch.int32, 4), (torch.int16, 2)):
+        places = (view.shape[-1], view.storage_offset(), *view.stride()[:-1])
+        if view.stride(-1) == 1 and not any(place % size for place in places):
+            return view.view(dtype)
+    return view
 
 
 def _like(view: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 U64 = npt.NDArray[np.uint64]
 
+# Words that are expanded at a time: 128 KiB, which stay in a core's cache.
+_CACHED_WORDS = 1 << 14
 _CHAIN_FACTOR = np.uint64(0x9E3779B97F4A7C15 | 1)
 _CHAIN_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15 | 1, -1, 1 << 64))
 
@@ -38,6 +40,18 @@ def _mix(x: U64) -> U64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _mix_in_place(x: U64) -> None:
+    """:func:`_mix` without temporaries but one; ``x`` should fit into a processor's cache."""
+    shifted = np.right_shift(x, np.uint64(30))
+    x ^= shifted
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    np.right_shift(x, np.uint64(27), out=shifted)
+    x ^= shifted
+    x *= np.uint64(0x94D049BB133111EB)
+    np.right_shift(x, np.uint64(31), out=shifted)
+    x ^= shifted
 
 
 @lru_cache(maxsize=4)
@@ -159,9 +173,13 @@ def expand(seeds: U64, content: PageContent, device: torch.device | str = "cpu")
     # Late: suites import this module through the scenario programs, and collecting tests must stay light.
     import torch
 
+    words = np.empty((len(seeds), content.words), dtype=np.uint64)
     with np.errstate(over="ignore"):
         counters = np.arange(1, content.words + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
-        words = _mix(seeds[:, None] + counters[None, :])
+        rows = max(1, _CACHED_WORDS // content.words)
+        for first in range(0, len(seeds), rows):
+            np.add(seeds[first : first + rows, None], counters[None, :], out=words[first : first + rows])
+            _mix_in_place(words[first : first + rows])
     raw = words.view(np.uint8).reshape(len(seeds), content.words * 8)
     raw = np.ascontiguousarray(raw[:, : content.heads * content.content_bytes])
     tensor = torch.from_numpy(raw).view(len(seeds), content.heads, content.content_bytes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
-from kvconform.kvcache.memory import KVMemory
+from kvconform.kvcache.memory import KVMemory, differing
 from kvconform.kvcache.oracle import TokenChain, expand, slot_seeds
 from kvconform.kvcache.provenance import Provenance
 
@@ -40,8 +40,8 @@ def wrong_layers(
         observed = memory.read(name, blocks, positions % layer.block_size)
         seeds = slot_seeds(chain.chain(first, last)[positions - first], name, memory.rank)
         expected = expand(seeds, layer.content, observed.device)
-        wrong = (observed != expected).reshape(len(blocks), -1).any(dim=1)
-        if not bool(wrong.any()):
+        wrong = differing(observed, expected)
+        if wrong is None:
             continue
         at = positions[wrong.cpu().numpy()].tolist()
         held = contents(provenance, chain, at, observed[wrong].cpu().numpy(), name, memory.rank)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kvconform.engine.history import BlockTable, Compared, History, WrongBytes
 from kvconform.engine.vllm_engine.guard import PlannedFailure
 from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
-from kvconform.kvcache.memory import KVMemory
+from kvconform.kvcache.memory import KVMemory, differing
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
 from kvconform.kvcache.provenance import Provenance
 
@@ -116,8 +116,8 @@ class LayerForward:
         chain = self.chains[request.request_id]
         seeds = slot_seeds(chain.chain(start, request.computed), layer.name, self.memory.rank)
         expected = expand(seeds, layer.content, observed.device)
-        wrong = (observed != expected).reshape(len(blocks), -1).any(dim=1)
-        if not bool(wrong.any()):
+        wrong = differing(observed, expected)
+        if wrong is None:
             return
         rows = wrong.nonzero().reshape(-1).cpu().numpy()
         positions = rows + start
