@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vllm.config import VllmConfig
 
 #: Counted by workers, after the copy has succeeded or failed.
 LOADED, LOAD_FAILURES, SAVED = "loaded_blocks", "failed_load_blocks", "saved_blocks"
@@ -42,6 +44,31 @@ class HostOffloadStats(KVConnectorStats):
 
     def reduce(self) -> dict[str, int | float]:
         return dict(self.data)
+
+
+class HostOffloadMetrics(KVConnectorPromMetrics):
+    """A Prometheus counter for each of ours, in the front-end."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[Any], type[Any]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        # Always by the class that vLLM gives: with several front-ends the numbers are gathered elsewhere.
+        self._counters = {
+            name: self._counter_cls(
+                name=f"vllm:host_offload_{name}", documentation=f"Host offload: {name}.", labelnames=labelnames
+            )
+            for name in (LOADED, LOAD_FAILURES, SAVED, EVICTED, REFUSED)
+        }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        labels = self.per_engine_labelvalues[engine_idx]
+        for name, number in transfer_stats_data.items():
+            self._counters[name].labels(*labels).inc(number)
 
 
 class StatsCollector:

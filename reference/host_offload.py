@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.logger import init_logger
 
@@ -39,7 +40,7 @@ from ._file_store_messages import FileStoreReport
 from ._file_store_scheduler import Granularity
 from ._host_pool import HostPool
 from ._host_scheduler import HostSchedulerSide
-from ._host_stats import HostOffloadStats
+from ._host_stats import HostOffloadMetrics, HostOffloadStats
 from ._host_worker import HealthFile, HostMetadata, HostWorkerSide
 from ._kv_pages import KVPages
 from ._requirements import only_group
@@ -97,6 +98,17 @@ class HostOffloadConnector(KVConnectorBase_V1):
     def requires_kv_delivery(self) -> bool:
         """Nobody waits for our blocks: a save that is lost is a later miss. (The default is True for producers.)"""
         return False
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[Any], type[Any]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> HostOffloadMetrics:
+        """Called in the front-end, where no connector is ever built."""
+        return HostOffloadMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         """Called on both roles, possibly twice, possibly before anything was registered."""
@@ -200,3 +212,9 @@ def _capacity(options: dict[str, Any], kv_cache_config: KVCacheConfig) -> int:
     if capacity < 1:
         raise ValueError("HostOffloadConnector needs room for at least one block: raise its capacity.")
     return capacity
+
+
+# Below MultiConnector the front-end looks for the class of our statistics under this name. A project that serves with
+# this connector registers it in an entry point of the group vllm.general_plugins, which every process of vLLM loads.
+if "HostOffloadConnector" not in KVConnectorFactory._registry:
+    KVConnectorFactory.register_connector("HostOffloadConnector", __name__, "HostOffloadConnector")

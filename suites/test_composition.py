@@ -36,3 +36,12 @@ def test_child_reports_failures_of_its_own_loads_only(conformance: Conformance, 
     """Only the child that loads a request reports failed blocks or failed_recving for it."""
     conformance.demand_capability("failure-report")
     conformance.judge(request, composition.failed_loads("last"))
+
+
+@pytest.mark.kvconform_rules("STAT-06")
+def test_statistics_of_a_child_are_known_to_the_front_end(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """MultiConnector finds its children's classes by their registered names, and metrics of those that count."""
+    conformance.demand_capability("stats")
+    conformance.judge(request, composition.reload("first"))

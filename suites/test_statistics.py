@@ -26,6 +26,15 @@ def test_statistics_of_the_worker_take_those_of_the_scheduler_role(
     conformance.judge(request, observability.varied())
 
 
+@pytest.mark.kvconform_rules("STAT-05")
+def test_prometheus_metrics_are_built_by_the_class_and_take_any_payload(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """The front-end builds them without an instance, with metric classes of its own, and keys may be missing."""
+    conformance.demand_capability("prom")
+    conformance.judge(request, observability.varied())
+
+
 @pytest.mark.kvconform_rules("STAT-03", "STAT-04")
 def test_statistics_are_the_same_in_the_front_end(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """The payload survives msgpack, and build_kv_connector_stats makes an object of it with the same numbers."""

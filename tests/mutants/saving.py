@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import stepwise
 import torch
 
 from kvconform.reference._file_store_messages import BlockSave, FileStoreMetadata
+from kvconform.reference._host_scheduler import HostSchedulerSide
 from kvconform.reference.file_store import FileStoreConnector
+from kvconform.reference.host_offload import HostOffloadConnector
 
 
 class ExpectsLayers(FileStoreConnector):
@@ -62,3 +64,48 @@ class IsVisibleBeforeItIsThere(stepwise.SlowSaves):
             )
             target.parent.mkdir(parents=True, exist_ok=True)
             early.replace(target)
+
+
+class _KeepsAnswers(HostSchedulerSide):
+    """Gives back only what a load was planned for."""
+
+    def _release_promise(self, request_id: str) -> None:
+        if request_id in self._planned_loads:
+            super()._release_promise(request_id)
+
+
+class PinsWhatItAnswers(HostOffloadConnector):
+    """Pins of a match are given back with its load, which may never come (bugs 31 and 32, R1, R4)."""
+
+    side: ClassVar[type[HostSchedulerSide]] = _KeepsAnswers
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._scheduler is not None:
+            self._scheduler.__class__ = self.side
+
+
+class _KeepsLoads(HostSchedulerSide):
+    """Forgets which step's loads have pins."""
+
+    def build_host_metadata(self, output: Any) -> Any:
+        metadata = super().build_host_metadata(output)
+        self._loading.clear()
+        return metadata
+
+
+class PinsWhatItLoads(PinsWhatItAnswers):
+    """Pins of a load are never given back (R4)."""
+
+    side = _KeepsLoads
+
+
+class TakesWhatFits(HostOffloadConnector):
+    """A pool that is full takes nothing more, whatever is in it (bug 139, R18)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._scheduler is not None:
+            pool = self._pool
+            reserve = pool.reserve
+            pool.reserve = lambda save_id, story: reserve(save_id, story) if pool._free else None  # type: ignore[method-assign]

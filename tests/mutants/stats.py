@@ -102,3 +102,32 @@ class CountsBelowZero(HostOffloadConnector):
         if stats is not None and "loaded_blocks" in stats.data:
             stats.data["waited_blocks"] = stats.data.get("saved_blocks", 0) - stats.data["loaded_blocks"] - 1
         return stats
+
+
+class MeasuresEverything(HostOffloadConnector):
+    """R28: observe looks up every counter, and not every step has counted all of them."""
+
+    @classmethod
+    def build_prom_metrics(cls, *args: Any) -> Any:
+        metrics = super().build_prom_metrics(*args)
+        observe = metrics.observe
+
+        def complete(data: dict[str, Any], engine_idx: int = 0) -> None:
+            observe({name: data[name] for name in ("saved_blocks", "loaded_blocks")}, engine_idx)
+
+        metrics.observe = complete  # type: ignore[method-assign]
+        return metrics
+
+
+class MakesItsOwnMetrics(HostOffloadConnector):
+    """R28: counters of prometheus_client itself, which vLLM can't replace where front-ends are several processes."""
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: Any, metric_types: Any, *args: Any) -> Any:
+        from prometheus_client import Counter
+
+        return super().build_prom_metrics(vllm_config, {**metric_types, Counter: Counter}, *args)
+
+
+class NobodyKnowsItsName(HostOffloadConnector):
+    """R28, R33: has statistics, and the factory has never heard of the class."""

@@ -162,7 +162,15 @@ class VllmEngine:
             workers[0].memory,
             separate=self.options.crossing == "pickle",
         )
-        self.observer = Observer(self.history, self.number, self.scheduler, self.connector, hash_block_size, self.watch)
+        self.observer = Observer(
+            self.history,
+            self.number,
+            self.scheduler,
+            self.connector,
+            hash_block_size,
+            self.watch,
+            wrapped=bool(self.options.place),
+        )
         self.observer.worker = workers[0].connector
         self.recorder.watch = self.observer
         self.history.add(EngineStarted(self.number, 0, sizes, self.options.load_failure_policy))

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kvconform.engine.history import EventsPublished, History, Role, StatisticsRead, StatisticsTaken
+from kvconform.engine.history import EventsPublished, History, MetricsObserved, Role, StatisticsRead, StatisticsTaken
 from kvconform.engine.instrument import HookWatch, describe_error
+from kvconform.engine.vllm_engine.metrics import FrontEndMetrics, below_multi_connector
 from kvconform.engine.vllm_engine.published import EventReader
 
 Problem = tuple[str, str, str]
@@ -29,15 +30,26 @@ class Observer:
         connector: the scheduler role, for what the front-end asks its class.
         hash_tokens: how many tokens one of vLLM's block hashes covers.
         inner: the engine's other watch.
+        wrapped: the connector is vLLM's MultiConnector. Its own statistics and the events of siblings that store the
+            same are none of a child's; only what it asks of its children's classes is looked at.
     """
 
     def __init__(
-        self, history: History, number: int, scheduler: Any, connector: Any, hash_tokens: int, inner: HookWatch
+        self,
+        history: History,
+        number: int,
+        scheduler: Any,
+        connector: Any,
+        hash_tokens: int,
+        inner: HookWatch,
+        wrapped: bool = False,
     ) -> None:
         from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorLogging
 
         self.history, self.number, self.inner = history, number, inner
         self.scheduler, self.connector = scheduler, connector
+        self._wrapped = wrapped
+        self._metrics = FrontEndMetrics(scheduler.vllm_config)
         self.step = 0
         self.worker: Any = None
         # What the worker has handed out so far looks like counters that are never set back.
@@ -63,6 +75,8 @@ class Observer:
     def leave(self, role: Role, hook: str, args: tuple[Any, ...], result: Any) -> None:
         """After a hook has returned."""
         self.inner.leave(role, hook, args, result)
+        if self._wrapped:
+            return
         if hook == "get_kv_connector_stats" and result is not None:
             self._statistics(role, result)
         elif hook == "get_kv_connector_kv_cache_events" and result is not None:
@@ -99,8 +113,14 @@ class Observer:
         """Take the payload that left the scheduler to the front-end and log it there, as vLLM does."""
         for client in outputs.values():
             payload = getattr(client.scheduler_stats, "kv_connector_stats", None)
-            if payload:
+            if payload and self._wrapped:
+                problems = tuple(below_multi_connector(type(self.connector), payload, self._metrics))
+                self.history.add(StatisticsRead(self.number, self.step, problems))
+            elif payload:
                 self.history.add(StatisticsRead(self.number, self.step, tuple(self._front_end(payload))))
+                observed = self._metrics.observe(payload)
+                if observed is not None:
+                    self.history.add(MetricsObserved(self.number, self.step, *observed))
 
     def _front_end(self, payload: dict[str, Any]) -> Iterator[Problem]:
         from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -135,8 +155,9 @@ class Observer:
 
     def publish(self, batch: Any) -> None:
         """The scheduler publishes what take_events gave."""
-        stored, removed, problems = self._reader.published(batch)
-        self.history.add(EventsPublished(self.number, self.step, stored, removed, problems))
+        if not self._wrapped:
+            stored, removed, problems = self._reader.published(batch)
+            self.history.add(EventsPublished(self.number, self.step, stored, removed, problems))
         self._publisher.publish(batch)
 
     def shutdown(self) -> None:

@@ -91,3 +91,34 @@ class KVConnectorPromMetrics:
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         """Of one step."""
         raise NotImplementedError
+
+
+class KVConnectorProm:
+    """The front-end's side of them: has the class build them, and passes statistics on."""
+
+    _gauge_cls: Any = None
+    _counter_cls: Any = None
+    _histogram_cls: Any = None
+
+    def __init__(
+        self, vllm_config: Any, labelnames: list[str], per_engine_labelvalues: dict[int, list[object]]
+    ) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.prom_metrics: KVConnectorPromMetrics | None = None
+        kv_transfer_config = vllm_config.kv_transfer_config
+        if kv_transfer_config and kv_transfer_config.kv_connector:
+            connector_cls = KVConnectorFactory.get_connector_class(kv_transfer_config)
+            metric_types = {
+                Gauge: self._gauge_cls or Gauge,
+                Counter: self._counter_cls or Counter,
+                Histogram: self._histogram_cls or Histogram,
+            }
+            self.prom_metrics = connector_cls.build_prom_metrics(
+                vllm_config, metric_types, labelnames, per_engine_labelvalues
+            )
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Of one step."""
+        if self.prom_metrics is not None:
+            self.prom_metrics.observe(transfer_stats_data, engine_idx)
