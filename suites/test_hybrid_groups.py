@@ -47,3 +47,12 @@ def test_groups_of_different_block_sizes_get_the_stored_bytes(
     """Tokens are converted to blocks with the block size of each group's own spec."""
     conformance.demand_capability("hma")
     conformance.judge(request, hybrid.two_block_sizes())
+
+
+@pytest.mark.kvconform_rules("FAIL-15", "FAIL-05")
+def test_failed_load_of_several_groups_is_not_taken_for_a_success(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """Where a failed load can't be reported the worker raises; it never names blocks, which mean nothing there."""
+    conformance.demand_capability("hma")
+    conformance.judge(request, hybrid.broken_store())

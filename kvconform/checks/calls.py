@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvconform.engine.history import FINISH_HOOKS, ForeignState, History, HookCall
+from kvconform.engine.history import (
+    FINISH_HOOKS,
+    EngineRaised,
+    EngineStarted,
+    ForeignState,
+    History,
+    HookCall,
+    StoreBroken,
+)
+
+#: Where a worker loads.
+LOADING_HOOKS = ("start_load_kv", "wait_for_layer_load")
 
 
 def raised(call: HookCall) -> str:
@@ -33,6 +44,17 @@ def _failed_anywhere(history: History) -> frozenset[int]:
             or (call.error.startswith("TypeError") and (call.where or "").endswith(" in recorded"))
         )
     )
+
+
+def refused_to_go_on(history: History, event: EngineRaised) -> bool:
+    """Whether a worker raised because a load of a model with several KV cache groups failed.
+
+    There is no other way to tell of a synchronous one: block ids are taken from models with one group only
+    (Scheduler._update_requests_with_invalid_blocks, 0.32.0; contract: FAIL-15).
+    """
+    groups = {start.engine for start in history.of(EngineStarted) if len(start.block_sizes) > 1}
+    broken = any(fault.kind == "data" and fault.files for fault in history.of(StoreBroken))
+    return event.cause_hook in LOADING_HOOKS and event.engine in groups and broken
 
 
 def is_asynchronous(match: HookCall) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from kvconform.checks.calls import finishes, offered
+from kvconform.checks.calls import finishes, offered, refused_to_go_on
 from kvconform.checks.loads import Load, Report, block_sizes, reports
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.history import (
     Compared,
+    EngineRaised,
     History,
     HookCall,
     NeverIdle,
@@ -245,9 +246,13 @@ def _recovered(asynchronous: bool) -> Callable[[History], Mapping[str, int]]:
     return witness
 
 
-def _by_request(history: History) -> Mapping[str, int]:
+def _of_several_groups(history: History) -> Mapping[str, int]:
+    """Failed loads of models with several KV cache groups that did not go unnoticed."""
     several = (report for report in reports(history) if len(block_sizes(history, report.call.engine)) > 1)
-    return {"requests reported as failed with several groups": sum(len(report.requests) for report in several)}
+    return {
+        "requests reported as failed with several groups": sum(len(report.requests) for report in several),
+        "workers that raised instead": sum(refused_to_go_on(history, event) for event in history.of(EngineRaised)),
+    }
 
 
 def _refusals(history: History) -> Mapping[str, int]:
@@ -270,6 +275,7 @@ def _refusals(history: History) -> Mapping[str, int]:
     return {"prompts whose saves failed": lost}
 
 
+_NO_GROUPS_FAILED = "no load failed with several KV cache groups"
 _NO_FAILURE = "no load failed: the connector keeps no files in {dir} that could be broken, or never noticed"
 CHECKS = (
     Check("FAIL-01", _not_a_set, _reported(), _NO_FAILURE),
@@ -278,7 +284,8 @@ CHECKS = (
     Check("FAIL-04", _misreported("FAIL-04"), _reported(), _NO_FAILURE),
     Check("FAIL-07", _misreported("FAIL-07"), _reported(), _NO_FAILURE),
     Check("FAIL-12", _sync_as_request, _reported(False), "no synchronous load failed"),
-    Check("FAIL-05", _misreported("FAIL-05"), _by_request, "no load failed with several KV cache groups"),
+    Check("FAIL-05", _misreported("FAIL-05"), _of_several_groups, _NO_GROUPS_FAILED),
+    Check("FAIL-15", no_finding, _of_several_groups, _NO_GROUPS_FAILED),
     Check("FAIL-06", no_finding, _error_ends, "no request failed because of its load"),
     Check("FAIL-08", no_finding, _loads_after_error, "nothing was loaded after a request had failed"),
     Check("FAIL-10", no_finding, _recovered(True), "no request went on after a failed asynchronous load"),

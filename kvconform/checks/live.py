@@ -23,6 +23,7 @@ from kvconform.checks import (
     transfer,
     workers,
 )
+from kvconform.checks.calls import refused_to_go_on
 from kvconform.checks.model import Check, Finding
 from kvconform.engine.history import Audited, EngineRaised, History, HookCall, Leaked, NeverIdle, ProgramAction, Tokens
 
@@ -64,7 +65,7 @@ def _raised(history: History) -> Iterator[Finding]:
         # unless it is set up in another way than the one that has filled the store.
         if event.during == "start-up" and (event.engine == 1 or event.engine in history.derived(_set_up_anew)):
             continue
-        if (event.engine, event.step) in history.derived(_explained):
+        if (event.engine, event.step) in history.derived(_explained) or refused_to_go_on(history, event):
             continue
         if event.cause_hook is not None:
             observed = f"{event.cause_hook} raised {event.error} ({event.where})"

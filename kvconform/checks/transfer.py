@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from kvconform.checks.calls import LOADING_HOOKS, refused_to_go_on
 from kvconform.checks.model import Check, Finding
 from kvconform.engine.history import Compared, EngineRaised, History, HookCall, Stray, WrongBytes
 from kvconform.kvcache.provenance import runs, span
-
-_LOADING = ("start_load_kv", "wait_for_layer_load")
 
 
 def _spans(positions: tuple[int, ...]) -> str:
@@ -45,7 +44,9 @@ def _delivered(history: History) -> Iterator[Finding]:
             symptom=True,
         )
     for raised in history.of(EngineRaised):
-        if raised.cause_hook in _LOADING and _promised(history, raised):
+        if refused_to_go_on(history, raised):
+            continue
+        if raised.cause_hook in LOADING_HOOKS and _promised(history, raised):
             promise = ", ".join(
                 f"{tokens} tokens of {request}" for request, tokens in _promised(history, raised).items()
             )

@@ -7,9 +7,10 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.checks.hybrid import rule_of
+from kvconform.engine.history import WrongBytes
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
-from kvconform.scenario.program import Add, Drain, ForgetLocal, Program, RequestSpec
+from kvconform.scenario.program import Action, Add, BreakStore, Drain, ForgetLocal, Program, RequestSpec
 from kvconform.scenario.transfer import RUNNERS, Family, store_then_reload
 
 WINDOW = 40
@@ -47,6 +48,26 @@ def several_groups() -> Family:
 
     situation = "a second KV cache group with a sliding window"
     return Family("several groups", "HMA-02", programs, st.sampled_from(programs), situation, control, sort=rule_of)
+
+
+def broken_store() -> Family:
+    """What was promised is gone when the worker loads it; the control has a store that is whole."""
+    actions: tuple[Action, ...] = (
+        *(Add(RequestSpec(f"store{i}", prompt)) for i, prompt in enumerate(_PROMPTS)), Drain(), ForgetLocal(),
+        Add(RequestSpec("whole", _PROMPTS[1])), Drain(), BreakStore("removed", at_load=True),
+        Add(RequestSpec("broken", _PROMPTS[0], 3)), Drain(),
+    )  # fmt: skip
+    programs = tuple(
+        Program("failed loads of several groups", EngineOptions(WINDOWED, runner=runner), actions) for runner in RUNNERS
+    )
+
+    def control(program: Program) -> Program:
+        return replace(program, actions=tuple(a for a in program.actions if not isinstance(a, BreakStore)))
+
+    return Family(
+        "failed loads of several groups", "FAIL-15", programs, st.sampled_from(programs), "a broken store", control,
+        sort=lambda _, finding: "FAIL-15" if isinstance(finding.at, WrongBytes) else finding.rule,
+    )  # fmt: skip
 
 
 def two_block_sizes() -> Family:

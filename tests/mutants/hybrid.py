@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -70,3 +71,25 @@ class OneBlockSize(HybridFileStoreConnector):
 
         with _with_groups(change):
             super().__init__(vllm_config, role, kv_cache_config)
+
+
+class GoesOnWithoutIt(HybridFileStoreConnector):
+    """A load that fails is logged, and the forward runs on what is there (vllm-ascend#7913, R17)."""
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        with suppress(RuntimeError):
+            super().start_load_kv(forward_context, **kwargs)
+
+
+class NamesBlocksOfGroups(HybridFileStoreConnector):
+    """A load that fails is reported as with one group, by its blocks (R17, R32)."""
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        self._failed: set[int] = set()
+        try:
+            super().start_load_kv(forward_context, **kwargs)
+        except RuntimeError:
+            self._failed = {load.block_id for group in self._step_metadata().groups for load in group.loads}
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._failed
