@@ -134,10 +134,11 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
 
 def _speculative_config(drafts: int) -> SpeculativeConfig | None:
     """Drafts that need no draft model of their own; the engine proposes them."""
-    from vllm.config import SpeculativeConfig
-
     if not drafts:
         return None
+    # Late: the engine 'embedded' has no such class.
+    from vllm.config import SpeculativeConfig
+
     return SpeculativeConfig(method="ngram", num_speculative_tokens=drafts, prompt_lookup_max=2, prompt_lookup_min=2)
 
 
