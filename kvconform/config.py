@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +49,9 @@ class RunConfig:
     kv_connector_extra_config: Mapping[str, Any] = field(default_factory=dict)
     #: Environment variables, set before vLLM is imported and unset after the run. Taken literally.
     env: Mapping[str, str] = field(default_factory=dict)
+    #: Environment variables of every engine alone, set while it starts; strings may hold placeholders, and ports are
+    #: others for each engine.
+    engine_env: Mapping[str, str] = field(default_factory=dict)
     #: What the vendor claims, out of :data:`CAPABILITIES`.
     capabilities: tuple[str, ...] = ()
     engine: Engine = "auto"
@@ -61,6 +64,8 @@ class RunConfig:
     #: Seconds after which the connector, as configured here, gives up a peer that does not answer: the longest of its
     #: leases and time-outs. 0 if that is not known; then nothing is said about them.
     peer_timeout: float = 0.0
+    #: Seconds after which a load or a save of the connector that has not ended counts as one that never will.
+    transfer_timeout: float = 10.0
     #: File of known failures, see :mod:`kvconform.baseline`; empty for none.
     baseline: str = ""
     #: Target id of the preset that filled in keys; None when none did.
@@ -73,9 +78,13 @@ class RunConfig:
     connector_directory: Path | None = None
 
     def for_target(self, target: Target) -> RunConfig:
-        """This configuration with the preset of ``target`` under what the user gave."""
+        """This configuration with the preset of ``target`` under what was given, by the user or to the constructor."""
         settings = find_preset(target)
-        unset = {key: value for key, value in settings.items() if key not in self.explicit}
+        given = self.explicit | {each.name for each in fields(RunConfig) if getattr(self, each.name) != _default(each)}
+        if "kv_connector_extra_config" in given:
+            # The preset's time-outs are those of its own settings.
+            given |= _TIMES
+        unset = {key: value for key, value in settings.items() if key not in given}
         if not unset:
             return self
         return replace(self, **_Reader(f"the preset for {target.id}").values(unset), preset=target.id)
@@ -91,6 +100,14 @@ class RunConfig:
     def resolved_device(self) -> Literal["cpu", "cuda"]:
         """The device with "auto" decided: CUDA where there is an NVIDIA GPU and a torch that was built for it."""
         return _detect_device() if self.device == "auto" else self.device
+
+
+#: What a preset says of the connector as the preset's own ``kv_connector_extra_config`` sets it up.
+_TIMES = frozenset({"peer_timeout", "transfer_timeout"})
+
+
+def _default(of: Field[Any]) -> Any:
+    return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 #: Keys of the TOML forms.
@@ -124,6 +141,13 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
         if folder is not None and values.get("baseline"):
             values["baseline"] = os.path.normpath(folder / values["baseline"])
     merged = {key: value for _, values in sources for key, value in values.items()}
+    limit = merged.get("timeout", RunConfig.timeout)
+    if merged.get("transfer_timeout", 0.0) > limit / 2:
+        place = config_file or pyproject or "the command line"
+        raise UsageError(
+            f"{place}: transfer_timeout = {merged['transfer_timeout']:g} s, but a scenario is ended after timeout = "
+            f"{limit:g} s: timeout must be at least twice as long."
+        )
     directory = next((folder for folder, values in reversed(sources) if "connector" in values), None)
     return RunConfig(
         **merged,
@@ -154,6 +178,7 @@ class _Reader:
             "kv_role": lambda key, value: self._choice(key, value, ROLES),
             "kv_connector_extra_config": self._extra_config,
             "env": self._env,
+            "engine_env": self._engine_env,
             "capabilities": self._capabilities,
             "engine": lambda key, value: self._choice(key, value, ENGINES),
             "device": lambda key, value: self._choice(key, value, DEVICES),
@@ -161,6 +186,7 @@ class _Reader:
             "seed": self._seed,
             "timeout": self._timeout,
             "peer_timeout": self._timeout,
+            "transfer_timeout": self._timeout,
             "baseline": self._path,
         }
 
@@ -228,18 +254,30 @@ class _Reader:
             _check_placeholders(f"{self._source}: {place}", text)
         return dict(value)
 
-    def _env(self, key: str, value: Any) -> dict[str, str]:
+    def _variables(self, key: str, value: Any) -> dict[str, str]:
         if not isinstance(value, Mapping):
             raise self._wrong(key, value, "a table of environment variables")
         for name, text in value.items():
             if not isinstance(text, str):
                 raise self._wrong(f"{key}.{name}", text, f'a string: write {name} = "{text}"')
+        return dict(value)
+
+    def _env(self, key: str, value: Any) -> dict[str, str]:
+        variables = self._variables(key, value)
+        for name, text in variables.items():
             if _PLACEHOLDER_NAME.search(text):
                 raise UsageError(
                     f"{self._source}: {key}.{name} = {text!r} has a placeholder, but the environment is set once, "
-                    "before any scenario has a directory or a port: use it in kv_connector_extra_config."
+                    "before any scenario has a directory or a port: use it in engine_env, or in "
+                    "kv_connector_extra_config."
                 )
-        return dict(value)
+        return variables
+
+    def _engine_env(self, key: str, value: Any) -> dict[str, str]:
+        variables = self._variables(key, value)
+        for name, text in variables.items():
+            _check_placeholders(f"{self._source}: {key}.{name}", text)
+        return variables
 
 
 # --- placeholders -----------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_reload_with_different_k_and_v_widths_and_head_counts_returns_the_stored
     conformance.judge(request, layouts.head_widths())
 
 
-@pytest.mark.kvconform_rules("LAY-14")
+@pytest.mark.kvconform_rules("LAY-14", "LAY-01")
 def test_reload_of_an_mla_cache_returns_the_stored_bytes(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:

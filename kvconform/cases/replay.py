@@ -176,7 +176,8 @@ def _clean(case: Case, examination: Examination) -> Replay:
         if count
     }
     if not seen:
-        return Replay("NOT SHOWN", f"no rule is broken, but nothing shows that {rules} kept: {missing(case.rules[0])}")
+        why = examination.engine_bug or missing(case.rules[0])
+        return Replay("NOT SHOWN", f"no rule is broken, but nothing shows that {rules} kept: {why}")
     return Replay("FIXED", f"{rules} kept (witnessed: {', '.join(f'{n} {what}' for what, n in seen.items())})")
 
 

@@ -119,7 +119,7 @@ def _case(
     how: How,
     findings: Sequence[Finding],
 ) -> Case:
-    secrets = secrets_in(dict(config.kv_connector_extra_config)) | secrets_in(dict(config.env))
+    secrets = secrets_in(dict(config.kv_connector_extra_config)) | secrets_in({**config.env, **config.engine_env})
     clean = Masker(secrets)
 
     def text(words: str) -> str:

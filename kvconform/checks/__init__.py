@@ -11,6 +11,7 @@ from kvconform.checks import (
     finish,
     hybrid,
     identity,
+    known_engine_bugs,
     live,
     match,
     metadata,
@@ -18,6 +19,7 @@ from kvconform.checks import (
     order_requests,
     preemption,
     producer_consumer,
+    registration,
     remembered,
     reset,
     roles,
@@ -53,6 +55,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     *hybrid.CHECKS,
     *identity.CHECKS,
     *producer_consumer.CHECKS,
+    *registration.CHECKS,
     *live.CHECKS,
 )
 CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
@@ -64,11 +67,36 @@ _ALWAYS_TOLD = frozenset(check.rule for check in match.CHECKS)
 _UNDERMINING = _ALWAYS_TOLD | asynchronous.UNDERMINING | composition.UNDERMINING
 
 
-def examine(history: History) -> Examination:
-    """Run every check over ``history``."""
+def examine(history: History, release: str = "") -> Examination:
+    """Run every check over ``history``.
+
+    Args:
+        history: what happened.
+        release: of the vLLM that it happened on, whose known defects are not held against the connector; empty for a
+            history to which none apply.
+    """
     findings = [finding for check in ALL_CHECKS for finding in check.find(history)]
+    met = known_engine_bugs.first_met(history, release)
+    if met is not None:
+        return _until(met, history, findings, release)
     witnesses = {check.rule: check.witness(history) for check in ALL_CHECKS}
     return Examination(history, tuple(_sound(history, findings)), witnesses)
+
+
+def _until(met: known_engine_bugs.Met, history: History, findings: list[Finding], release: str) -> Examination:
+    """What stands of a history that shows a defect of vLLM: findings from before it."""
+    order = {id(event): index for index, event in enumerate(history.events)}
+    end = order[id(met.at)]
+    before = [finding for finding in findings if order[id(finding.at)] < end]
+    after = [finding for finding in findings if order[id(finding.at)] >= end]
+    return Examination(
+        history,
+        tuple(_sound(history, before)),
+        {check.rule: dict.fromkeys(check.witness(history), 0) for check in ALL_CHECKS},
+        engine_bug=f"the scenario met a known defect of vLLM {release} ({met.bug.id}): {met.bug.sentence}",
+        excused=tuple(dict.fromkeys(finding.rule for finding in after)),
+        excused_symptom=any(finding.symptom for finding in after),
+    )
 
 
 def _sound(history: History, findings: list[Finding]) -> list[Finding]:

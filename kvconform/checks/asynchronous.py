@@ -161,7 +161,7 @@ def _push_work(history: History) -> Iterator[Finding]:
             yield Finding(
                 "ASYNC-17",
                 "has_pending_push_work falls to False once nothing is outstanding",
-                f"it was still True after {stuck.limit} steps without a request",
+                f"it was still True after {stuck.waited} without a request",
                 stuck,
             )
 

@@ -203,10 +203,10 @@ class Lives:
 
     def _never(self, rule: str, expected: str, transfer: Transfer, stuck: NeverIdle, request: str) -> Fault:
         if not transfer.reported:
-            observed = f"no report within {stuck.limit} further steps; the engine keeps the blocks and never gets idle"
+            observed = f"no report within {stuck.waited}; the engine keeps the blocks and never gets idle"
             return Fault(rule, expected, observed, stuck, request, again=bool(self.past[request]))
         done = ", ".join(map(str, sorted(transfer.reported)))
-        observed = f"only worker {done} of {self.workers} reported it within {stuck.limit} further steps"
+        observed = f"only worker {done} of {self.workers} reported it within {stuck.waited}"
         return Fault("ASYNC-14", expected.replace(" once,", " by each worker,"), observed, stuck, request)
 
 

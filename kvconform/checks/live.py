@@ -92,7 +92,7 @@ def _stuck(history: History) -> Iterator[Finding]:
         )
         yield Finding(
             "LIVE-02",
-            f"an idle engine within {event.limit} steps",
+            f"an idle engine within {event.waited}",
             waiting,
             event,
             requests=event.unfinished,

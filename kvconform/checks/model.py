@@ -52,6 +52,12 @@ class Examination:
     witnesses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     #: Capability -> how often it was seen at work.
     capabilities: Mapping[str, int] = field(default_factory=dict)
+    #: The known defect of vLLM that the scenario met, in a sentence, and the rules that would else be broken: nothing
+    #: that came after it is a finding, and nothing of the whole is a witness.
+    engine_bug: str = ""
+    excused: tuple[str, ...] = ()
+    #: Whether a symptom is among what is excused; it would be bound to the rule of its situation.
+    excused_symptom: bool = False
 
     @property
     def clean(self) -> bool:

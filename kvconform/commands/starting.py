@@ -69,6 +69,9 @@ timeout = 60
 # Producers and consumers: seconds after which the connector, as configured here, gives up a silent peer.
 # peer_timeout = 30.0
 
+# Seconds after which a load or a save that has not ended counts as one that never will.
+# transfer_timeout = 10.0
+
 # Known failures, each with a reason and a link; they do not fail the run, and make its result partial.
 # baseline = "kvconform-baseline.toml"
 

@@ -206,12 +206,16 @@ class ProgramAction(Event):
 
 @dataclass(frozen=True)
 class EngineRaised(Event):
-    """vLLM's own code raised; ``cause_hook`` is the connector hook that raised, if the error came out of one."""
+    """vLLM's own code raised; ``cause_hook`` is the connector hook that raised, if the error came out of one.
+
+    ``stumbled`` tells that a look-up failed which nobody meant to fail, as opposed to a ``raise`` statement.
+    """
 
     during: str
     error: str
     where: str
     cause_hook: str | None = None
+    stumbled: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,10 +263,18 @@ class BlockStateKept(Event):
 
 @dataclass(frozen=True)
 class NeverIdle(Event):
-    """The engine still had work after the step limit: these requests never ended."""
+    """The engine still had work after ``limit`` steps and ``seconds`` of them without work: these never ended."""
 
     limit: int
     unfinished: tuple[str, ...]
+    seconds: float = 0.0
+
+    @property
+    def waited(self) -> str:
+        """How long the engine waited, in words."""
+        if not self.seconds:
+            return f"{self.limit} steps"
+        return f"{self.limit} steps and {self.seconds:g} s (setting: transfer_timeout)"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ connector itself.
 
 from __future__ import annotations
 
+import dis
 import sys
 import traceback
 from collections.abc import Callable
@@ -165,6 +166,17 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     where = f"{_short(frames[-1].filename)}:{frames[-1].lineno} in {frames[-1].name}" if frames else "unknown place"
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}"[:600], where
+
+
+def stumbled(error: BaseException) -> bool:
+    """Whether a look-up (``table[key]``, ``items[3]``) failed by itself; a ``raise`` statement, anybody's, is meant."""
+    innermost = error.__traceback__
+    if not isinstance(error, LookupError) or innermost is None:
+        return False
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    code = innermost.tb_frame.f_code.co_code
+    return dis.opname[code[innermost.tb_lasti]] not in ("RAISE_VARARGS", "RERAISE")
 
 
 def _short(filename: str) -> str:

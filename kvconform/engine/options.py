@@ -9,7 +9,7 @@ from kvconform.kvcache.shape import KVCacheShape
 
 Runner = Literal["v1", "v2", "v2-full-graph"]
 Crossing = Literal["pickle", "reference"]
-#: Seconds that an engine waits for transfers while nothing can be computed.
+#: Seconds that an engine waits for transfers, or for a peer, where nobody says how long they may take.
 PATIENCE = 3.0
 #: Where below MultiConnector: it asks its children in order, and the first one that offers something loads.
 Place = Literal["", "first", "last"]
@@ -20,7 +20,8 @@ HookOrder = Literal["vllm", "loads first", "bound first", "never cleared"]
 class ConnectorSpec:
     """Which connector, in KVTransferConfig's terms; ``module_path`` None means a name in vLLM's registry.
 
-    ``child`` says which child of a MultiConnector is the connector under test; None if there is none.
+    ``child`` says which child of a MultiConnector is the connector under test; None if there is none. ``env`` are
+    environment variables that are set while the connector is built.
     """
 
     class_name: str
@@ -29,6 +30,7 @@ class ConnectorSpec:
     extra_config: dict[str, Any] = field(default_factory=dict)
     engine_id: str | None = None
     child: int | None = None
+    env: dict[str, str] = field(default_factory=dict)
 
 
 def below_multi_connector(connector: ConnectorSpec, sibling: ConnectorSpec, place: Place) -> ConnectorSpec:
@@ -44,7 +46,9 @@ def below_multi_connector(connector: ConnectorSpec, sibling: ConnectorSpec, plac
         for child in order
     ]
     extra = {"connectors": children}
-    return ConnectorSpec("MultiConnector", None, connector.kv_role, extra, child=order.index(connector))
+    return ConnectorSpec(
+        "MultiConnector", None, connector.kv_role, extra, child=order.index(connector), env=connector.env
+    )
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ def _observe(setup: dict[str, Any]) -> dict[str, Any]:
     if setup["search_path"] is not None:
         sys.path.insert(0, setup["search_path"])
     spec = ConnectorSpec(**setup["observe"])
+    os.environ.update(spec.env)
     return observe(spec, setup["device"], scheduler_only=setup["scheduler_only"]).to_dict()
 
 

@@ -91,6 +91,9 @@ def dump_examination(examination: Examination) -> dict[str, Any]:
         ],
         "witnesses": {rule: dict(seen) for rule, seen in examination.witnesses.items()},
         "capabilities": dict(examination.capabilities),
+        "engine_bug": examination.engine_bug,
+        "excused": list(examination.excused),
+        "excused_symptom": examination.excused_symptom,
     }
 
 
@@ -113,7 +116,15 @@ def load_examination(data: Any) -> Examination:
                 finding.symptom,
             )
         )
-    return Examination(history, tuple(findings), data["witnesses"], data["capabilities"])
+    return Examination(
+        history,
+        tuple(findings),
+        data["witnesses"],
+        data["capabilities"],
+        data["engine_bug"],
+        tuple(data["excused"]),
+        data["excused_symptom"],
+    )
 
 
 def _structure(data: Any, kind: type[T], what: str) -> T:

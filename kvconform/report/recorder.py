@@ -226,7 +226,8 @@ class ReportRecorder:
             broken_files=tuple(sorted(self._broken_files)),
             baseline=self.config.stash[BASELINE],
             no_such_target=self._no_such_target,
-            secrets=secrets_in(dict(self.run_config.kv_connector_extra_config)) | secrets_in(dict(self.run_config.env)),
+            secrets=secrets_in(dict(self.run_config.kv_connector_extra_config))
+            | secrets_in({**self.run_config.env, **self.run_config.engine_env}),
         )
 
     def _crashes_in_setup(self) -> Iterable[RuleResult]:
@@ -251,7 +252,7 @@ class ReportRecorder:
             timeout=config.timeout,
             capabilities=config.capabilities,
             kv_connector_extra_config=mask_settings(dict(config.kv_connector_extra_config)),
-            env=mask_settings(dict(config.env)),
+            env=mask_settings({**config.env, **config.engine_env}),
         )
         shown = self._capabilities(target.id)
         measured = coverage_of(self.config, target.id)

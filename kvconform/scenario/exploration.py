@@ -44,6 +44,9 @@ class Outcome:
     failed: tuple[Program, Examination] | None = None
     contrast: str = ""
     elsewhere: dict[str, tuple[Program, Examination]] = field(default_factory=dict)
+    #: The known defect of vLLM that a program met first, in a sentence, and the rules that are excused by one.
+    engine_bug: str = ""
+    excused: set[str] = field(default_factory=set)
 
     def note(self, examination: Examination) -> None:
         """Count a run's witnesses."""
@@ -136,6 +139,9 @@ class Explorer:
         except Refused as error:
             self.outcome.refused.append(str(error))
             return None
+        if examination.engine_bug:
+            self.outcome.engine_bug = self.outcome.engine_bug or examination.engine_bug
+            self.outcome.excused.update(examination.excused, (self.family.rule,) * examination.excused_symptom)
         contrast = ""
         if not examination.clean:
             examination, contrast = bind_to_situation(self.family, program, examination, self.play)

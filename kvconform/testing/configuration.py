@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvconform.config import PLACEHOLDERS, ROLES, RunConfig, expand, placeholders
-from kvconform.conformance import free_port
+from kvconform.conformance import engine_environment, free_port
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.target import Target
 
@@ -75,7 +75,12 @@ class VllmConfigFactory:
             self.config.kv_connector_extra_config if kv_connector_extra_config is None else kv_connector_extra_config
         )
         return ConnectorSpec(
-            self.target.class_name, self.target.module_path, role, self.store.expand(dict(given)), engine_id
+            self.target.class_name,
+            self.target.module_path,
+            role,
+            self.store.expand(dict(given)),
+            engine_id,
+            env=engine_environment(self.config, self.store.directory),
         )
 
     def __call__(

@@ -51,6 +51,8 @@ class ConnectorFactory:
         from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
         from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
+        from kvconform.engine.vllm_engine.layers import place_layers
+
         if role not in get_args(Role):
             raise ValueError(f"role is {role!r}: it has to be 'worker' or 'scheduler'")
         plan = self.default_cache if cache is None else cache
@@ -65,6 +67,8 @@ class ConnectorFactory:
                 "first: call make_connector('worker', cache) before make_connector('scheduler', cache)"
             )
         kv_cache_config = plan.worker if role == "worker" else plan.scheduler
+        if role == "worker":
+            place_layers(plan.vllm_config, kv_cache_config)
         with set_current_vllm_config(plan.vllm_config):
             connector = KVConnectorFactory.create_connector(
                 plan.vllm_config, KVConnectorRole[role.upper()], kv_cache_config

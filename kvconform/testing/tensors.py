@@ -143,7 +143,7 @@ class KVTensorsFactory:
         Raises:
             ShapeError: a cache with other layers than attention layers; an unknown ``fill``.
         """
-        from kvconform.engine.vllm_engine.layers import bind_layers
+        from kvconform.engine.vllm_engine.layers import bind_layers, place_layers
 
         if fill not in get_args(Fill):
             raise ShapeError(f"fill is {fill!r}: it has to be 'poison' or 'zeros'")
@@ -158,5 +158,6 @@ class KVTensorsFactory:
                 )
         self._made += 1
         tensors = KVTensors(plan, views, fill, self._made)
-        bind_layers(plan.vllm_config, plan.worker, views)
+        place_layers(plan.vllm_config, plan.worker)
+        bind_layers(plan.vllm_config, views)
         return tensors

@@ -258,6 +258,8 @@ def _target_id(entry: Entry) -> str:
 def _pytest(batch: Sequence[Entry], full: bool, narrow: bool, folder: Path) -> tuple[str, list[RuleResult]]:
     settings = folder / "kvconform.toml"
     lines = [f"timeout = {SCENARIO_LIMIT}", 'device = "cpu"', f"capabilities = {json.dumps(batch[0].capabilities)}"]
+    # No mutant is slow, many never end.
+    lines.append("transfer_timeout = 3.0")
     if batch[0].peer_timeout:
         lines.append(f"peer_timeout = {batch[0].peer_timeout}")
     extra = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in batch[0].settings.items()]

@@ -78,6 +78,23 @@ class AlwaysAsynchronous(AsyncFileStoreConnector):
         return super().get_num_new_matched_tokens(request, num_computed_tokens)[0], True
 
 
+class KnowsOneKindOfLayer(FileStoreConnector):
+    """Looks layers up among those of one class; those of MLA have another (bug 16, vllm-ascend#7971; R21)."""
+
+    def register_kv_caches(self, kv_caches: Any) -> None:
+        from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+        groups = self._kv_cache_config.kv_cache_groups
+        known = {
+            name: group.kv_cache_spec
+            for group in groups
+            for name in group.layer_names
+            if type(group.kv_cache_spec) is FullAttentionSpec
+        }
+        self.specs = [known[name] for name in kv_caches]
+        super().register_kv_caches(kv_caches)
+
+
 class NeverMakesUpItsMind(FileStoreConnector):
     """Puts the answer off until a lookup is done that nobody has started (R31)."""
 

@@ -24,6 +24,7 @@ budget = "full"
 seed = 7
 timeout = 9.5
 peer_timeout = 3.0
+transfer_timeout = 4.5
 baseline = "known.toml"
 
 [kv_connector_extra_config]
@@ -33,6 +34,9 @@ nested = { list = [1, 2.5, true, "{port:b}"], text = "{{x}}" }
 
 [env]
 STORE = "{not a placeholder} {{dir}}"
+
+[engine_env]
+LISTEN = "{port:listener}"
 """
 
 
@@ -49,6 +53,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert (config.engine, config.device, config.budget, config.seed, config.timeout) == ("vllm", "cpu", "full", 7, 9.5)
     assert config.kv_connector_extra_config["nested"] == {"list": [1, 2.5, True, "{port:b}"], "text": "{{x}}"}
     assert config.env == {"STORE": "{not a placeholder} {{dir}}"}
+    assert config.engine_env == {"LISTEN": "{port:listener}"}
+    assert config.transfer_timeout == 4.5
     assert config.explicit == set(KEYS)
     assert config.baseline == str(tmp_path / "known.toml")
     assert config.connector_directory == tmp_path
@@ -79,7 +85,22 @@ def test_the_preset_lies_under_what_the_user_gave(tmp_path: Path) -> None:
         kv_connector_extra_config={"shared_storage_path": "/here"}, explicit=frozenset({"kv_connector_extra_config"})
     )
     assert given_by_user.for_target(target) == given_by_user
-    assert RunConfig().for_target(parse_target("vllm:NixlConnector", tmp_path)).preset is None
+    assert RunConfig().for_target(parse_target("vllm:P2pNcclConnector", tmp_path)).preset is None
+
+
+def test_values_given_to_the_constructor_are_not_the_presets(tmp_path: Path) -> None:
+    target = parse_target("vllm:ExampleConnector", tmp_path)
+    given = RunConfig(kv_connector_extra_config={"shared_storage_path": "/here"})
+    assert given.for_target(target) == given
+
+
+def test_time_outs_of_a_preset_are_those_of_its_own_settings(tmp_path: Path) -> None:
+    target = parse_target("kvconform.reference.producer_consumer:ProducerConsumerConnector", tmp_path)
+    assert RunConfig().for_target(target).peer_timeout == 3.0
+    longer = RunConfig(kv_connector_extra_config={"lease_seconds": 60.0})
+    assert longer.for_target(target).peer_timeout == 0.0
+    named = RunConfig(kv_connector_extra_config={"lease_seconds": 60.0}, peer_timeout=61.0)
+    assert named.for_target(target).peer_timeout == 61.0
 
 
 def test_every_preset_is_valid_and_belongs_to_a_target(tmp_path: Path) -> None:
@@ -107,6 +128,13 @@ def test_every_preset_is_valid_and_belongs_to_a_target(tmp_path: Path) -> None:
         ("seed = true", "seed = True, but expected is a whole number"),
         ("seed = -1", "seed = -1, but expected is a whole number"),
         ("timeout = 0", "timeout = 0, but expected is a number of seconds above 0"),
+        (
+            "transfer_timeout = 31",
+            "transfer_timeout = 31 s, but a scenario is ended after timeout = 60 s: timeout must",
+        ),
+        ("transfer_timeout = 'x'", "transfer_timeout = 'x', but expected is a number of seconds above 0"),
+        ("engine_env = { PORT = 1 }", 'engine_env.PORT = 1, but expected is a string: write PORT = "1".'),
+        ("engine_env = { PORT = '{prt}' }", "engine_env.PORT = '{prt}' has the unknown placeholder '{prt}'"),
         ("timeout = true", "timeout = True, but expected is a number of seconds"),
         ("connector = 3", "connector = 3, but expected is a string such as"),
         ("connector = ['a:B', '']", "but expected is a string such as"),

@@ -10,7 +10,7 @@ import pytest
 from kvconform.checks import Examination
 from kvconform.config import RunConfig
 from kvconform.conformance import Conformance
-from kvconform.scenario import failures, observability, reset, transfer
+from kvconform.scenario import composition, failures, observability, reset, transfer
 from kvconform.scenario.program import Program
 from kvconform.target import parse_target
 
@@ -32,6 +32,11 @@ def test_a_pool_of_any_size_keeps_every_rule(family: str, capacity: int) -> None
     assert examination.findings == ()
     if capacity == 64:
         assert examination.witnesses["LOAD-01"]["external tokens compared"] > 0
+
+
+def test_statistics_and_events_of_multi_connector_are_not_those_of_its_child() -> None:
+    """MultiConnector's reduce gives a table per child (STAT-07), and both children announce a block (EVT-07)."""
+    assert played(composition.reload("first").examples[0]).findings == ()
 
 
 def test_failed_loads_are_reported_and_the_next_ones_work(tmp_path: Path) -> None:

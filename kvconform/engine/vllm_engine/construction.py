@@ -150,6 +150,7 @@ class _Site:
         from vllm.config import set_current_vllm_config
 
         from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
+        from kvconform.engine.vllm_engine.layers import place_layers
         from kvconform.kvcache.build import plan_kv_cache
 
         ensure_parallel_state()
@@ -157,6 +158,7 @@ class _Site:
         self.config = config
         with set_current_vllm_config(config):
             configs = plan_kv_cache(config, EngineOptions().shape)
+        place_layers(config, configs.worker)
         self.kv_cache_configs = {"worker": configs.worker, "scheduler": configs.scheduler}
 
     def build(self, role: str) -> RoleObservation:

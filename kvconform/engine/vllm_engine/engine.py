@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 
@@ -106,7 +108,8 @@ class VllmEngine:
         self.execution = Execution(self)
         self.scheduler: Any = None
         try:
-            self._guard("start-up", lambda: self._start(connector, torch.device(device)))
+            with patch.dict(os.environ, connector.env):
+                self._guard("start-up", lambda: self._start(connector, torch.device(device)))
         except EngineStopped:
             # Nobody else will ever hold this engine.
             self.release()
@@ -287,7 +290,7 @@ class VllmEngine:
                 waited = time.monotonic() - last_computed
                 if empty >= EMPTY_STEP_LIMIT:
                     if waited >= self._patience:
-                        self._give_up(empty)
+                        self._give_up(empty, waited)
                     time.sleep(min(0.01, self._patience - waited))
             else:
                 busy, empty = busy + 1, 0
@@ -298,7 +301,7 @@ class VllmEngine:
     def outlast(self, limit: float, meanwhile: Callable[[], object]) -> bool:
         """Step until idle or, if a peer's silence may take ``limit`` seconds, well beyond that; whether it is idle."""
         start = time.monotonic()
-        longest = 1.5 * limit + 1.0 if limit else self._patience
+        longest = 1.5 * limit + 1.0 if limit else min(PATIENCE, self._patience)
         while (idle := not self.step()) is False:
             meanwhile()
             if time.monotonic() - start > longest:
@@ -312,9 +315,9 @@ class VllmEngine:
     def _unfinished(self) -> tuple[str, ...]:
         return tuple(sorted(i for i, request in self.scheduler.requests.items() if not request.is_finished()))
 
-    def _give_up(self, steps: int) -> None:
+    def _give_up(self, steps: int, seconds: float = 0.0) -> None:
         unfinished = tuple(sorted(self.scheduler.requests))
-        self.history.add(NeverIdle(self.number, self.steps, steps, unfinished))
+        self.history.add(NeverIdle(self.number, self.steps, steps, unfinished, round(seconds, 1)))
         raise EngineStopped(f"not idle after {steps} steps")
 
     def reset_prefix_cache(self, *, running: bool = False, connector: bool = False) -> bool:

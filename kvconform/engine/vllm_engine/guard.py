@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from kvconform.engine.history import Crossing, EngineRaised, History, Unsimulated
-from kvconform.engine.instrument import Recorder, describe_error
+from kvconform.engine.instrument import Recorder, describe_error, stumbled
 from kvconform.engine.protocol import EngineStopped
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Guard:
             text, where = describe_error(error)
             cause = self._recorder.raised
             same = cause.error is not None and _in_chain(error, cause.error) is not None
-            self._stop(during, text, where, cause.hook if same else None)
+            self._stop(during, text, where, cause.hook if same else None, stumbled(error))
 
     def pickled(self, what: str, value: T) -> T:
         """A copy of ``value``, made by the pickler that vLLM's message queue uses."""
@@ -75,9 +75,9 @@ class Guard:
         self._history.add(Crossing(*self._clock(), what, len(data)))
         return crossed
 
-    def _stop(self, during: str, text: str, where: str, hook: str | None) -> NoReturn:
+    def _stop(self, during: str, text: str, where: str, hook: str | None, stumbled: bool = False) -> NoReturn:
         self.stopped = True
-        self._history.add(EngineRaised(*self._clock(), during, text, where, hook))
+        self._history.add(EngineRaised(*self._clock(), during, text, where, hook, stumbled))
         raise EngineStopped(f"{during}: {text}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,31 +21,59 @@ if TYPE_CHECKING:
 class SimulatedAttention(AttentionLayerBase):
     """A layer that owns a KV cache view and a spec, as connectors expect to find it."""
 
-    def __init__(self, layer_name: str, spec: KVCacheSpec) -> None:
+    def __init__(self, layer_name: str, spec: KVCacheSpec, kernel_block_size: int | None = None) -> None:
         self.layer_name = layer_name
         self.spec = spec
         self.kv_cache: torch.Tensor = torch.empty(0)
         self.num_kv_heads: int = getattr(spec, "num_kv_heads", 1)
         self.head_size: int = getattr(spec, "head_size", 0)
+        self._kernel_block_size = kernel_block_size
 
     def get_attn_backend(self) -> type[Any]:
-        """vLLM's CPU backend, so that connectors that ask for a backend's name or block sizes get a real answer."""
-        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-        return CPUAttentionBackend
+        """vLLM's CPU backend by name; the kernels that it stands for take blocks as the scenario has them."""
+        return simulated_backend(self._kernel_block_size)
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
         """The spec from the KV cache configuration."""
         return self.spec
 
 
-def bind_layers(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, views: dict[str, torch.Tensor]) -> None:
-    """Put one layer per view into the static forward context, where connectors and vLLM look layers up."""
+@cache
+def simulated_backend(kernel_block_size: int | None) -> type[Any]:
+    """vLLM's CPU backend whose kernels take blocks of this size only, or any; the real ones take multiples of 32.
+
+    Connectors find out from it into which kernel blocks vLLM splits a block (vllm/v1/worker/utils.py,
+    select_common_block_size, 0.32.0).
+    """
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    class SimulatedBackend(CPUAttentionBackend):
+        @staticmethod
+        def get_supported_kernel_block_sizes(*_: Any) -> list[Any]:
+            from vllm.v1.attention.backend import MultipleOf
+
+            return [MultipleOf(1) if kernel_block_size is None else kernel_block_size]
+
+    return SimulatedBackend
+
+
+def place_layers(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kernel_block_size: int | None = None) -> None:
+    """Put the layers into the static forward context, where connectors and vLLM look them up.
+
+    As in vLLM they are there before a worker's connector is built, without a KV cache (load_model comes before
+    initialize_from_config, vllm/v1/worker/gpu_worker.py, 0.32.0).
+    """
     context = vllm_config.compilation_config.static_forward_context
     for group in kv_cache_config.kv_cache_groups:
         for name, spec in specs_of(group).items():
-            context[name] = SimulatedAttention(name, spec)
-            context[name].bind_kv_cache(views[name])
+            context[name] = SimulatedAttention(name, spec, kernel_block_size)
+
+
+def bind_layers(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> None:
+    """Give each of the layers its view."""
+    context = vllm_config.compilation_config.static_forward_context
+    for name, view in views.items():
+        context[name].bind_kv_cache(view)
 
 
 def with_layer_hooks(body: Callable[[str], None]) -> Callable[[str], None]:

@@ -84,6 +84,7 @@ class SimulatedWorker:
         self.connector: Any = None
         ConnectorSlot.open()
         try:
+            self._place_layers()
             kv_transfer_state.ensure_kv_transfer_initialized(vllm_config, kv_cache_config)
             self.connector = kv_transfer_state._KV_CONNECTOR_AGENT
             ConnectorSlot.enter(self.connector)
@@ -109,10 +110,15 @@ class SimulatedWorker:
         offered = getattr(self.connector, "get_mem_pool_context", lambda: None)()
         return nullcontext() if offered is None else offered
 
+    def _place_layers(self) -> None:
+        from kvconform.engine.vllm_engine.layers import place_layers
+
+        place_layers(self.vllm_config, self.kv_cache_config, self.options.shape.kernel_block_size)
+
     def _bind_layers(self, views: dict[str, torch.Tensor]) -> None:
         from kvconform.engine.vllm_engine.layers import bind_layers
 
-        bind_layers(self.vllm_config, self.kv_cache_config, views)
+        bind_layers(self.vllm_config, views)
 
     def _register(self, views: dict[str, torch.Tensor]) -> Any:
         """Registration in the order of the chosen model runner (gpu_model_runner.py / gpu/kv_connector.py)."""

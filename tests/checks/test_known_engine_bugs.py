@@ -1,0 +1,197 @@
+"""Known defects of vLLM: what they explain is held against nobody, and nothing else is explained by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from histories import alloc, match, wrong
+
+from kvconform.checks import Examination, examine
+from kvconform.checks.known_engine_bugs import SITUATIONS
+from kvconform.engine.history import ChildCall, EngineRaised, EngineStarted, Event, History, HookCall, Scheduled
+from kvconform.rules.engine_bugs import EngineBug, load_engine_bugs
+
+AFFECTED = "0.33.0"
+
+
+def examined(*events: Event, release: str = AFFECTED) -> Examination:
+    return examine(History(list(events)), release)
+
+
+def rules(examination: Examination) -> list[str]:
+    return [finding.rule for finding in examination.findings]
+
+
+def call(hook: str, step: int, result: Any = None, role: Any = "worker", **args: Any) -> HookCall:
+    return HookCall(1, step, role, hook, args, result)
+
+
+def step(number: int) -> tuple[Event, Event]:
+    """What a scheduled step looks like to whoever counts them."""
+    built = HookCall(1, number, "scheduler", "build_connector_meta", {}, "<Metadata>")
+    return built, HookCall(1, number, "worker", "bind_connector_metadata", {})
+
+
+def failed(number: int, *blocks: int) -> HookCall:
+    return call("get_block_ids_with_load_errors", number, {"set": list(blocks)})
+
+
+def finished(number: int, request: str, status: str = "FINISHED_ABORTED") -> HookCall:
+    return HookCall(1, number, "scheduler", "request_finished", {"request": request, "status": status}, (False, None))
+
+
+# -- the data --
+
+
+def test_every_situation_of_the_data_has_its_recogniser() -> None:
+    assert {bug.situation for bug in load_engine_bugs()} == set(SITUATIONS)
+    assert len({bug.id for bug in load_engine_bugs()}) == len(load_engine_bugs())
+
+
+@pytest.mark.parametrize("bug", load_engine_bugs(), ids=lambda bug: bug.id)
+def test_every_defect_has_evidence_in_the_first_release_that_has_it(bug: EngineBug) -> None:
+    assert bug.since in {evidence.release for evidence in bug.evidence}
+    assert bug.affects(bug.since)
+    assert not bug.affects("0.21.0")
+    assert not replace(bug, until="0.33.0").affects("0.34.0")
+
+
+# -- a block whose load failed stays in the local prefix cache --
+
+STARTED = EngineStarted(1, 0, (16,), "recompute")
+# r1's two blocks 1 and 2 are loaded synchronously, the second one fails.
+LOADING = (
+    STARTED,
+    match((32, False), tokens=40),
+    alloc(32),
+    *step(1),
+    failed(1, 2),
+)
+# r2 gets both as a local hit.
+LATER = (match((0, False), request="r2", computed=32, tokens=40, step=3), alloc(0, request="r2", step=3), *step(2))
+BAD = wrong(16, 31, "tokens 16-31 hold poison of block 2", request="r2", external=False, step=3)
+
+
+def test_local_hit_on_a_block_whose_failed_load_was_never_recomputed() -> None:
+    met = examined(*LOADING, finished(2, "r1"), *LATER, BAD)
+    assert not met.findings
+    assert "cached-failed-load" in met.engine_bug
+    assert met.excused == ("LOAD-01",)
+    assert met.excused_symptom
+    assert not any(count for seen in met.witnesses.values() for count in seen.values())
+
+
+def test_what_comes_before_the_defect_is_held_against_the_connector_all_the_same() -> None:
+    early = match((-16, False), request="r3", step=1)
+    assert rules(examined(STARTED, early, *LOADING[1:], finished(2, "r1"), *LATER, BAD)) == ["MATCH-03"]
+
+
+RECOMPUTED = Scheduled(1, 2, {"r1": 16}, {"r1": 24})
+PARTLY = Scheduled(1, 2, {"r1": 16}, {"r1": 8})
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ((*LOADING, RECOMPUTED, finished(2, "r1"), *LATER, BAD), "it was computed anew"),
+        ((*LOADING[:-1], finished(2, "r1"), *LATER, BAD), "no failure was reported"),
+        ((*LOADING, *LATER, BAD), "the request has not ended"),
+        ((*LOADING, finished(2, "r1"), *LATER, replace(BAD, blocks=(1, 2))), "so is a block that was loaded"),
+        ((*LOADING, finished(2, "r1"), *LATER, replace(BAD, external=True)), "it was loaded once more"),
+        ((*LOADING, finished(2, "r1"), alloc(0, request="r3", step=2), *LATER, BAD), "it has another owner"),
+        ((replace(STARTED, load_failure_policy="fail"), *LOADING[1:], finished(2, "r1"), *LATER, BAD), "vLLM evicts"),
+        (
+            (STARTED, match((32, True), tokens=40), *LOADING[2:], finished(2, "r1"), *LATER, BAD),
+            "asynchronous loads are not cached before they end",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_other_wrong_local_hits_are_the_connectors(events: tuple[Event, ...], why: str) -> None:
+    examination = examined(*events)
+    assert "LOAD-01" in rules(examination), why
+    assert not examination.engine_bug
+
+
+def test_recomputed_in_part_is_not_recomputed() -> None:
+    assert not examined(*LOADING, PARTLY, finished(2, "r1"), *LATER, BAD).findings
+
+
+def test_release_without_the_defect() -> None:
+    assert rules(examined(*LOADING, finished(2, "r1"), *LATER, BAD, release="0.21.0")) == ["LOAD-01"]
+
+
+# -- a failed synchronous load of several groups --
+
+TWO_GROUPS = EngineStarted(1, 0, (16, 16), "recompute")
+RAISED = EngineRaised(
+    1, 1, "update_from_output", "RuntimeError: A KV connector reported block-level load failures", "s:1"
+)
+
+
+def test_failed_synchronous_load_of_several_groups_cannot_be_reported() -> None:
+    met = examined(TWO_GROUPS, *LOADING[1:], RAISED)
+    assert not met.findings
+    assert "failed-synchronous-load-of-several-groups" in met.engine_bug
+    assert "FAIL-05" in met.excused
+
+
+def test_failed_asynchronous_load_of_several_groups_can() -> None:
+    events = (TWO_GROUPS, match((32, True), tokens=40), *LOADING[2:], RAISED)
+    assert "FAIL-05" in rules(examined(*events))
+
+
+def test_blocks_of_no_load_are_reported_with_several_groups() -> None:
+    assert "FAIL-05" in rules(examined(TWO_GROUPS, *LOADING[1:-1], failed(1, 2, 9), RAISED))
+
+
+# -- two completions of an aborted request --
+
+WHERE = "vllm/v1/core/sched/scheduler.py:3234 in _update_from_kv_xfer_finished"
+ASSERTED = EngineRaised(1, 3, "update_from_output", "AssertionError:", WHERE)
+
+
+def completions(step: int, sent: list[str], received: list[str]) -> HookCall:
+    args = {"finished_sending": sent, "finished_recving": received, "invalid_block_ids": []}
+    return HookCall(1, step, "scheduler", "update_connector_output", args)
+
+
+def of_the_child(sent: list[str], received: list[str]) -> ChildCall:
+    return ChildCall(1, 3, call("get_finished", 3, ({"set": sent}, {"set": received}), finished_req_ids=[]))
+
+
+LOADED_BY_THE_CHILD = (ChildCall(1, 1, match((32, True))), ChildCall(1, 1, alloc(32)))
+TWICE = (STARTED, *LOADED_BY_THE_CHILD, finished(2, "r1"), completions(3, ["r1"], ["r1"]))
+
+
+def test_two_children_that_complete_an_aborted_request() -> None:
+    met = examined(*TWICE, of_the_child([], ["r1"]), ASSERTED)
+    assert not met.findings
+    assert "two-completions-of-an-aborted-request" in met.engine_bug
+    assert met.excused == ("LIVE-01",)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (*TWICE, of_the_child(["r1"], ["r1"]), ASSERTED),
+        (STARTED, finished(2, "r1"), TWICE[-1], ASSERTED),
+        (
+            STARTED,
+            *LOADED_BY_THE_CHILD,
+            finished(2, "r1", "FINISHED_STOPPED"),
+            TWICE[-1],
+            of_the_child([], ["r1"]),
+            ASSERTED,
+        ),
+        (*TWICE[:-1], completions(3, [], ["r1"]), of_the_child([], ["r1"]), ASSERTED),
+        (*TWICE, of_the_child([], ["r1"]), replace(ASSERTED, error="KeyError: 'r1'")),
+    ],
+    ids=["both are the child's", "no MultiConnector", "not aborted", "one completion", "another exception"],
+)
+def test_other_exceptions_of_the_scheduler_are_held_against_the_connector(events: tuple[Event, ...]) -> None:
+    examination = examined(*events)
+    assert not examination.engine_bug
+    assert examination.findings
