@@ -12,6 +12,7 @@ STAMPS := $(VENV)/.stamps
 OVERLAY := .overlays/vllm-$(NEXT_VLLM)
 REPORTS := .kvconform/reports
 REFERENCE := kvconform.reference.file_store:FileStoreConnector
+PINNED_OFFLOAD := kvconform.reference.pinned_offload:PinnedOffloadConnector
 
 # More options for pytest, e.g. make test PYTEST_ARGS="-k layout"
 PYTEST_ARGS ?=
@@ -20,6 +21,9 @@ JOBS ?= 2
 # Options for make matrix, e.g. MATRIX_ARGS="--only failures:"
 MATRIX_ARGS ?=
 
+# The Python of make cuda: .venv has torch and vLLM for no device
+CUDA_PYTHON ?= python3
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Compiling all of torch and vLLM takes longer than the tests; what is imported gets compiled then.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
@@ -27,7 +31,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test releases matrix matrix-all lint format rulebook out-of-tree wheel install clean
+.PHONY: help demo test releases matrix matrix-all cuda lint format rulebook out-of-tree wheel install clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +52,10 @@ matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be c
 
 matrix-all: $(STAMPS)/dev $(STAMPS)/vllm ## All mutants, and the matrix in the docs written anew
 	$(BIN)/python tests/mutants/kill_matrix.py --jobs=$(JOBS) --book=docs/kill_matrix.md
+
+cuda: ## On a machine with an NVIDIA GPU, in an environment with vLLM for CUDA: the suites there, and the mutants that need it
+	$(CUDA_PYTHON) -m pytest --kvconform=$(PINNED_OFFLOAD) --kvconform-device=cuda $(PYTEST_ARGS)
+	$(CUDA_PYTHON) tests/mutants/kill_matrix.py --device=cuda --jobs=1 $(MATRIX_ARGS)
 
 lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .

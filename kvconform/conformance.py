@@ -226,6 +226,14 @@ class Conformance:
         if name not in capabilities.OF_EVERY_CONNECTOR and not (known.declared or known.detected or known.exercised):
             raise NotApplicable(capabilities.why_not(name))
 
+    def demand_streams(self) -> None:
+        """Raises NotApplicable where the KV caches are in host memory."""
+        if self.config.resolved_device != "cuda":
+            raise NotApplicable(
+                "the KV caches are in host memory here, where work is done in the order in which it is called; "
+                "run it with --kvconform-device=cuda on a machine with a GPU"
+            )
+
     def demand(self, rule: str) -> None:
         """Raises NotApplicable if ``rule`` is none of the installed vLLM's release."""
         known, version = load_catalogue().rule(rule), release_of(self.config.resolved_engine) or ""

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
 MEDIUM = "CPU"
+_DEFAULT_CAPACITY = 1024
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,20 @@ def _stored(story: BlockStory) -> BlockStored:
         medium=MEDIUM,
         lora_name=story.lora_name,
     )
+
+
+def pool_capacity(connector: str, options: dict[str, Any], kv_cache_config: KVCacheConfig) -> int:
+    """Blocks that fit into ``connector``'s pool, the same number on both roles. Raises ValueError for one without room.
+
+    ``options`` are ``capacity_blocks`` or ``capacity_bytes``, by default 1024 blocks.
+    """
+    blocks = options.get("capacity_blocks")
+    if "capacity_bytes" in options:
+        if blocks is not None:
+            raise ValueError(f"{connector} takes capacity_blocks or capacity_bytes, not both.")
+        per_block = sum(tensor.size for tensor in kv_cache_config.kv_cache_tensors) // kv_cache_config.num_blocks
+        blocks = int(options["capacity_bytes"]) // per_block
+    capacity = _DEFAULT_CAPACITY if blocks is None else int(blocks)
+    if capacity < 1:
+        raise ValueError(f"{connector} needs room for at least one block: raise its capacity.")
+    return capacity

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class _PoolAsStore(BlockStore):
+class PoolAsStore(BlockStore):
     """The pool in the words of a block store; directories and ranks mean nothing to it."""
 
     def __init__(self, pool: HostPool) -> None:
@@ -40,7 +40,7 @@ class _PoolAsStore(BlockStore):
         self._pool.discard(save_id)
 
 
-class _Generations(StoreNamespace):
+class Generations(StoreNamespace):
     """Names the time between two resets, so that a save which was planned before a reset is known by its name."""
 
     def __init__(self, pool: HostPool) -> None:
@@ -72,7 +72,7 @@ class HostSchedulerSide(SchedulerSide):
         self, pool: HostPool, granularity: Granularity, world_size: int, *, may_load: bool, may_save: bool
     ) -> None:
         super().__init__(
-            _PoolAsStore(pool), _Generations(pool), granularity, world_size, may_load=may_load, may_save=may_save
+            PoolAsStore(pool), Generations(pool), granularity, world_size, may_load=may_load, may_save=may_save
         )
         self._pool = pool
         # Pinned by a query, by request; pinned by a load that is on its way, by step.

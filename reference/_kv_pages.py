@@ -37,6 +37,7 @@ class KVPages:
             if name in layer_names:
                 by_memory.setdefault((tensor.data_ptr(), tensor.shape), name)
         self._pages = {name: _as_pages(name, kv_caches[name], num_blocks) for name in by_memory.values()}
+        self._device = next(iter(self._pages.values())).device
         self._bytes_of = {name: pages[0].numel() for name, pages in self._pages.items()}
         self.block_bytes = sum(self._bytes_of.values())
         self.fingerprint = self._fingerprint(kv_caches)
@@ -60,6 +61,22 @@ class KVPages:
         for layer in self._pages:
             self.write_layer(layer, block_ids, host)
 
+    def buffer(self, blocks: int) -> torch.Tensor:
+        """Room for blocks beside the KV cache: uint8 ``[blocks, block_bytes]``, with any content."""
+        return torch.empty((blocks, self.block_bytes), dtype=torch.uint8, device=self._device)
+
+    def gather(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """Copy blocks into a buffer beside the KV cache. On CUDA all of it is queued on the current stream."""
+        rows = self.buffer(len(block_ids))
+        for layer in self._pages:
+            self.read_layer(layer, block_ids, rows)
+        return rows
+
+    def scatter(self, block_ids: Sequence[int], rows: torch.Tensor) -> None:
+        """Fill blocks from a buffer as :meth:`gather` returns it, likewise."""
+        for layer in self._pages:
+            self.write_layer(layer, block_ids, rows)
+
     @property
     def layers(self) -> Collection[str]:
         """Layers with memory of their own, in registration order."""
@@ -68,15 +85,21 @@ class KVPages:
     def read_layer(self, layer: str, block_ids: Sequence[int], host: torch.Tensor) -> None:
         """Copy one layer's part of the blocks into its columns of ``host``, shaped as :meth:`read` returns it."""
         pages = self._pages[layer]
-        index = torch.tensor(block_ids, dtype=torch.long, device=pages.device)
+        index = self._index(block_ids)
         self._columns(layer, host).copy_(pages.index_select(0, index).flatten(1))
 
     def write_layer(self, layer: str, block_ids: Sequence[int], host: torch.Tensor) -> None:
         """Fill one layer's part of the blocks from its columns of ``host``."""
         pages = self._pages[layer]
-        index = torch.tensor(block_ids, dtype=torch.long, device=pages.device)
+        index = self._index(block_ids)
         columns = self._columns(layer, host).to(pages.device)
         pages.index_copy_(0, index, columns.reshape(len(block_ids), *pages.shape[1:]))
+
+    def _index(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """Block ids on the device. From pageable memory the host would wait for all that is queued on the stream."""
+        pinned = self._device.type == "cuda"
+        index = torch.tensor(block_ids, dtype=torch.long, device="cpu", pin_memory=pinned)
+        return index.to(self._device, non_blocking=True)
 
     def _columns(self, layer: str, host: torch.Tensor) -> torch.Tensor:
         """One layer's columns of a ``[blocks, block_bytes]`` buffer."""

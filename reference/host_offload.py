@@ -38,7 +38,7 @@ from vllm.logger import init_logger
 from ._compat import block_granularity, host_hit_source
 from ._file_store_messages import FileStoreReport
 from ._file_store_scheduler import Granularity
-from ._host_pool import HostPool
+from ._host_pool import HostPool, pool_capacity
 from ._host_scheduler import HostSchedulerSide
 from ._host_stats import HostOffloadMetrics, HostOffloadStats
 from ._host_worker import HealthFile, HostMetadata, HostWorkerSide
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 _OPTIONS = frozenset({"capacity_blocks", "capacity_bytes", "health_file"})
-_DEFAULT_CAPACITY = 1024
 
 
 class HostOffloadConnector(KVConnectorBase_V1):
@@ -78,7 +77,7 @@ class HostOffloadConnector(KVConnectorBase_V1):
         if unknown:
             logger.warning("HostOffloadConnector ignores the unknown options %s; it knows %s.", unknown, _OPTIONS)
         self._group = only_group(type(self).__name__, kv_cache_config)
-        capacity = _capacity(options, kv_cache_config)
+        capacity = pool_capacity(type(self).__name__, options, kv_cache_config)
         self._scheduler: HostSchedulerSide | None = None
         self._worker: HostWorkerSide | None = None
         if role is KVConnectorRole.SCHEDULER:
@@ -198,20 +197,6 @@ class HostOffloadConnector(KVConnectorBase_V1):
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, HostMetadata)
         return metadata
-
-
-def _capacity(options: dict[str, Any], kv_cache_config: KVCacheConfig) -> int:
-    """Blocks that fit into the pool, the same number on both roles. Raises ValueError for a pool without room."""
-    blocks = options.get("capacity_blocks")
-    if "capacity_bytes" in options:
-        if blocks is not None:
-            raise ValueError("HostOffloadConnector takes capacity_blocks or capacity_bytes, not both.")
-        per_block = sum(tensor.size for tensor in kv_cache_config.kv_cache_tensors) // kv_cache_config.num_blocks
-        blocks = int(options["capacity_bytes"]) // per_block
-    capacity = _DEFAULT_CAPACITY if blocks is None else int(blocks)
-    if capacity < 1:
-        raise ValueError("HostOffloadConnector needs room for at least one block: raise its capacity.")
-    return capacity
 
 
 # Below MultiConnector the front-end looks for the class of our statistics under this name. A project that serves with

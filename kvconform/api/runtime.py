@@ -31,6 +31,9 @@ _ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 
+# More streams than the default of 8 hardware queues take would wait for each other without being told to.
+_ON_CUDA = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+
 
 @dataclass(frozen=True)
 class VllmRuntime:
@@ -65,7 +68,7 @@ def release_of(engine: str) -> str | None:
 
 def set_up(device: str) -> None:
     """Choose the environment and the platform of this process, before anything of vLLM is imported."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT | (_ON_CUDA if device == "cuda" else {})).items():
         os.environ.setdefault(name, value)
     request_platform(device)
 

@@ -80,6 +80,21 @@ class StoreBroken(Event):
 
 
 @dataclass(frozen=True)
+class HeldBack(Event):
+    """A worker's hooks were called while the device was made slow.
+
+    ``unfinished`` tells that the engine's kernels had yet to run: what clears the blocks in ``cleared`` when the step's
+    loads could begin, what writes the step's KV when its saves could.
+    """
+
+    what: Literal["kernels", "copies"]
+    before: Literal["loads", "saves"]
+    unfinished: bool
+    cleared: tuple[int, ...] = ()
+    rank: int = 0
+
+
+@dataclass(frozen=True)
 class Scheduled(Event):
     """One schedule(): per request the computed tokens before the step and the tokens of the step."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from kvconform.device import Held
 from kvconform.engine.history import History
 from kvconform.scenario.program import RequestSpec
 
@@ -55,6 +56,9 @@ class Engine(Protocol):
 
     def pause(self, what: Literal["new", "all"] | None) -> None:
         """Admit no new request, schedule nothing at all, or go on as usual."""
+
+    def hold(self, what: Held | None) -> None:
+        """Make the device slow from the next step on, or no longer; without a device the engine stops."""
 
     def dummy_run(self) -> None:
         """A forward without the connector: the worker takes it out of its process-wide slot and puts it back."""

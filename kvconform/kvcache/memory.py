@@ -6,6 +6,7 @@ shadow at a checkpoint was written by the connector (or by one of its threads) s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,9 +16,13 @@ import numpy.typing as npt
 import torch
 
 from kvconform.kvcache.oracle import PageContent, expand, poison_seeds
+from kvconform.kvcache.placing import to_device
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+#: Kernel block ids [T] and token offsets in them [T], on the device of the cache.
+Slots = tuple[torch.Tensor, torch.Tensor]
 
 _RANKS = 1 << 20
 
@@ -34,17 +39,18 @@ class LayerMemory:
     bytes: torch.Tensor
 
     def rows(self, blocks: list[int]) -> torch.Tensor:
-        """The kernel block ids of manager blocks, in order."""
+        """The kernel block ids of manager blocks, in order, on the cache's device."""
         ratio = self.kernel_blocks_per_block
-        return (torch.tensor(blocks).view(-1, 1) * ratio + torch.arange(ratio)).reshape(-1)
+        ids = np.asarray(blocks, dtype=np.int64)[:, None] * ratio + np.arange(ratio, dtype=np.int64)
+        return to_device(ids.reshape(-1), self.bytes.device)
 
-    def index(self, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Manager block ids and token offsets -> kernel block ids and offsets."""
+    def slots(self, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Slots:
+        """Manager block ids and token offsets -> kernel block ids and offsets, on the cache's device."""
         ratio = self.kernel_blocks_per_block
-        if ratio == 1:
-            return blocks, offsets
-        tokens = self.block_size // ratio
-        return blocks * ratio + torch.div(offsets, tokens, rounding_mode="floor"), offsets % tokens
+        if ratio > 1:
+            tokens = self.block_size // ratio
+            blocks, offsets = blocks * ratio + offsets // tokens, offsets % tokens
+        return to_device(blocks, self.bytes.device), to_device(offsets, self.bytes.device)
 
     @cached_property
     def words(self) -> torch.Tensor:
@@ -106,16 +112,37 @@ class KVMemory:
         self, layer: str, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], content: torch.Tensor
     ) -> None:
         """Write ``content`` [T, heads, content bytes] to T slots, in the memory and in the shadow."""
+        self.put(layer, self.layers[layer].slots(blocks, offsets), content)
+
+    def put(self, layer: str, slots: Slots, content: torch.Tensor) -> None:
+        """:meth:`write` to slots that are on the device already."""
         memory = self.layers[layer]
-        kernel_blocks, kernel_offsets = memory.index(torch.from_numpy(blocks), torch.from_numpy(offsets))
+        kernel_blocks, kernel_offsets = slots
         memory.bytes[kernel_blocks, :, kernel_offsets, :] = content
         self._shadow_view(memory)[kernel_blocks, :, kernel_offsets, :] = content
 
     def read(self, layer: str, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> torch.Tensor:
         """The bytes of T slots, [T, heads, content bytes]."""
-        memory = self.layers[layer]
-        kernel_blocks, kernel_offsets = memory.index(torch.from_numpy(blocks), torch.from_numpy(offsets))
-        return memory.words[kernel_blocks, :, kernel_offsets, :].view(torch.uint8)
+        return self.get(layer, self.layers[layer].slots(blocks, offsets))
+
+    def get(self, layer: str, slots: Slots) -> torch.Tensor:
+        """:meth:`read` of slots that are on the device already."""
+        kernel_blocks, kernel_offsets = slots
+        return self.layers[layer].words[kernel_blocks, :, kernel_offsets, :].view(torch.uint8)
+
+    def clearing(self, blocks: list[int]) -> Callable[[], None]:
+        """What clears whole blocks in the layers of every group, as vLLM does where a cache needs it.
+
+        All that comes from the host is on the device when this returns; the work itself only queues kernels.
+        """
+        places = [(memory, memory.rows(blocks)) for memory in self.layers.values()]
+
+        def clear() -> None:
+            for memory, rows in places:
+                memory.bytes.index_fill_(0, rows, 0)
+                self._shadow_view(memory).index_fill_(0, rows, 0)
+
+        return clear
 
     def poison(self, blocks: list[int], group: int) -> None:
         """Give each block a new life: the group's layers hold poison there that names the block and the life."""
@@ -224,6 +251,11 @@ def differing(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | 
     """
     if torch.equal(_widest(observed), _widest(expected)):
         return None
+    return differing_slots(observed, expected)
+
+
+def differing_slots(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """:func:`differing` where the host must not wait for the answer: always a tensor, on the device of both."""
     return (observed != expected).reshape(len(observed), -1).any(dim=1)
 
 

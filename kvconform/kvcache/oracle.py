@@ -35,22 +35,27 @@ def key64(*parts: object) -> int:
     return int.from_bytes(digest, "little")
 
 
+# The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.
+_MIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_MIX_LAST_SHIFT = 31
+_COUNTER_FACTOR = 0xD1B54A32D192ED03
+
+
 def _mix(x: U64) -> U64:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """splitmix64's finaliser."""
+    for shift, factor in _MIX_STEPS:
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(_MIX_LAST_SHIFT))
 
 
 def _mix_in_place(x: U64) -> None:
     """:func:`_mix` without temporaries but one; ``x`` should fit into a processor's cache."""
-    shifted = np.right_shift(x, np.uint64(30))
-    x ^= shifted
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    np.right_shift(x, np.uint64(27), out=shifted)
-    x ^= shifted
-    x *= np.uint64(0x94D049BB133111EB)
-    np.right_shift(x, np.uint64(31), out=shifted)
+    shifted = np.empty_like(x)
+    for shift, factor in _MIX_STEPS:
+        np.right_shift(x, np.uint64(shift), out=shifted)
+        x ^= shifted
+        x *= np.uint64(factor)
+    np.right_shift(x, np.uint64(_MIX_LAST_SHIFT), out=shifted)
     x ^= shifted
 
 
@@ -169,21 +174,54 @@ def poison_seeds(engine: int, block: int, life: int, num_slots: int, layer: str)
 
 
 def expand(seeds: U64, content: PageContent, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Seeds [T] -> bytes [T, heads, content bytes] as uint8 on ``device``."""
+    """Seeds [T] -> bytes [T, heads, content bytes] as uint8 on ``device``.
+
+    On another device than the CPU only the seeds are copied there; the bytes are computed where they are needed.
+    """
     # Late: suites import this module through the scenario programs, and collecting tests must stay light.
     import torch
 
+    if (place := torch.device(device)).type != "cpu":
+        from kvconform.kvcache.placing import to_device
+
+        return expand_tensor(to_device(seeds, place), content)
     words = np.empty((len(seeds), content.words), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        counters = np.arange(1, content.words + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+        counters = np.arange(1, content.words + 1, dtype=np.uint64) * np.uint64(_COUNTER_FACTOR)
         rows = max(1, _CACHED_WORDS // content.words)
         for first in range(0, len(seeds), rows):
             np.add(seeds[first : first + rows, None], counters[None, :], out=words[first : first + rows])
             _mix_in_place(words[first : first + rows])
     raw = words.view(np.uint8).reshape(len(seeds), content.words * 8)
     raw = np.ascontiguousarray(raw[:, : content.heads * content.content_bytes])
-    tensor = torch.from_numpy(raw).view(len(seeds), content.heads, content.content_bytes)
-    return tensor if str(device) == "cpu" else tensor.to(device)
+    return torch.from_numpy(raw).view(len(seeds), content.heads, content.content_bytes)
+
+
+def expand_tensor(seeds: torch.Tensor, content: PageContent) -> torch.Tensor:
+    """:func:`expand` in torch, on the device of ``seeds`` [T], int64 with the bits of the unsigned seeds.
+
+    torch has no arithmetic on uint64 on every device. Sums and products of int64 wrap to the same bits; a right shift
+    needs the sign's copies cleared. Like numpy's view, the bytes are in the order of a little-endian machine.
+    """
+    import torch
+
+    counters = torch.arange(1, content.words + 1, dtype=torch.int64, device=seeds.device) * _signed(_COUNTER_FACTOR)
+    x = seeds[:, None] + counters[None, :]
+    for shift, factor in _MIX_STEPS:
+        x = (x ^ _shifted(x, shift)) * _signed(factor)
+    x = x ^ _shifted(x, _MIX_LAST_SHIFT)
+    raw = x.view(torch.uint8)[:, : content.heads * content.content_bytes]
+    return raw.reshape(len(seeds), content.heads, content.content_bytes)
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """A logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit number."""
+    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def prompt_tokens(segments: Sequence[tuple[int, int]], vocabulary: int = 50_000) -> tuple[int, ...]:

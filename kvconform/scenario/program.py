@@ -240,6 +240,17 @@ class RepeatHandshake:
 
 
 @dataclass(frozen=True)
+class HoldBack:
+    """Make the device slow in every step from here on, or no longer with ``nothing``; needs streams, so no CPU.
+
+    With ``kernels`` the engine's kernels of a step run only long after its hooks were called; with ``copies``, copies
+    between host and device take long.
+    """
+
+    what: Literal["kernels", "copies", "nothing"] = "kernels"
+
+
+@dataclass(frozen=True)
 class Pause:
     """Pause the scheduler: ``new`` admits no new request, ``all`` schedules nothing; steps go on."""
 
@@ -291,6 +302,7 @@ Action = (
     | Restart
     | Kill
     | DummyRun
+    | HoldBack
     | RepeatHandshake
     | BreakStore
     | RefuseWrites

@@ -28,6 +28,7 @@ from kvconform.scenario.program import (
     FinishRequests,
     ForgetLocal,
     HandOff,
+    HoldBack,
     Kill,
     Leave,
     Outlast,
@@ -250,6 +251,8 @@ def _act(engine: Engine, action: Action, *, twin: bool) -> None:
             engine.pause(None)
         case DummyRun():
             engine.dummy_run()
+        case HoldBack(what):
+            engine.hold(None if what == "nothing" else what)
         case RepeatHandshake():
             engine.repeat_handshake()
 

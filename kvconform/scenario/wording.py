@@ -18,6 +18,7 @@ from kvconform.scenario.program import (
     FinishRequests,
     ForgetLocal,
     HandOff,
+    HoldBack,
     Kill,
     Leave,
     Outlast,
@@ -108,6 +109,12 @@ def describe_action(action: Action) -> str:
         return f"pause the scheduler (PAUSED_{action.what.upper()})"
     if isinstance(action, BreakStore):
         return describe_fault(action)
+    if isinstance(action, HoldBack):
+        return {
+            "kernels": "from here on the device runs a step's kernels only long after its hooks were called",
+            "copies": "from here on copies between host and device take long",
+            "nothing": "the device is as fast as it can again",
+        }[action.what]
     if isinstance(action, RefuseWrites):
         how = "files can't grow any more" if action.how == "full" else "its directory has become a file"
         return f"make the connector's store unwritable: {how}"

@@ -145,7 +145,7 @@ def test_the_audit_names_every_planted_slot_and_no_other(shape: KVCacheShape, da
     )
     for (name, block), slots in planted.items():
         layer = memory.layers[name]
-        rows, offsets = layer.index(torch.full((len(slots),), block), torch.tensor(sorted(slots)))
+        rows, offsets = layer.slots(np.full(len(slots), block), np.asarray(sorted(slots)))
         connector_view(memory, name)[rows, :, offsets, :] ^= 0xFF
     expected = {
         (name, block): tuple(sorted(slot for slot in slots if slot < ground.first_writable[block]))

@@ -5,13 +5,15 @@
                                                         its rules only; odd connectors on one suite each
     python tests/mutants/kill_matrix.py --full          each connector on all suites
     python tests/mutants/kill_matrix.py --only REGEX    some connectors
+    python tests/mutants/kill_matrix.py --device cuda   only what needs a GPU
     python tests/mutants/kill_matrix.py --book FILE     write the matrix as Markdown, too
     python tests/mutants/kill_matrix.py --resume FILE   keep what each connector gave in FILE, and go on from there
 
 Entries stand in ``tests/mutants/*.toml``: ``[[mutant]]`` with ``connector`` ("file:Class", a file of this folder),
 ``breaks`` (rule ids), ``bug`` and ``suites``; ``[[odd]]`` with a file of ``tests/odd``; ``[[reference]]`` with a SPEC,
 on all suites unless it names some.
-``settings`` is kv_connector_extra_config, ``capabilities`` what the run declares. The exit code is 1 if anything is
+``settings`` is kv_connector_extra_config, ``capabilities`` what the run declares, ``device`` where the KV caches are.
+Entries for a device that is not there are listed as not run, and count for nothing. The exit code is 1 if anything is
 not as the entries say: a mutant not caught, or caught by too few or too many rules, or an innocent one accused.
 """
 
@@ -31,6 +33,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvconform.api import vllm_version
+from kvconform.config import RunConfig
 from kvconform.rules import load_catalogue
 from kvconform.verdicts import RuleResult, RuleVerdict, Verdict, aggregate
 
@@ -72,6 +76,7 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=lambda: {"path": "{dir}"})
     capabilities: tuple[str, ...] = ()
     peer_timeout: float = 0.0
+    device: str = "cpu"
 
     @property
     def spec(self) -> str:
@@ -84,7 +89,7 @@ class Entry:
     @property
     def group(self) -> str:
         """Connectors of one group can be tried by one pytest process."""
-        return json.dumps([self.settings, self.capabilities, self.peer_timeout], sort_keys=True)
+        return json.dumps([self.settings, self.capabilities, self.peer_timeout, self.device], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Outcome:
     entry: Entry
     verdicts: Mapping[str, RuleVerdict]
     trouble: str = ""
+    #: Why it was not tried at all.
+    not_run: str = ""
 
     @property
     def broken(self) -> frozenset[str]:
@@ -103,7 +110,7 @@ class Outcome:
     @property
     def complaint(self) -> str:
         """What is not as the entry says; empty if all is."""
-        if self.trouble:
+        if self.trouble or self.not_run:
             return self.trouble
         expected = of_this_release(self.entry.breaks)
         missing, extra = expected - self.broken, self.broken - expected
@@ -150,8 +157,10 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """As few mutants as break, by their entries, every rule that any of them breaks; odd connectors on a suite each.
 
     An odd connector gets the one of its suites that fewest have got. References are left out: each has all suites.
+    Mutants for a device that is not there stay in, to be listed: they take no other mutant's place.
     """
-    mutants = [entry for entry in entries if entry.kind == "mutant"]
+    elsewhere = [entry for entry in entries if entry.kind == "mutant" and not is_here(entry.device)]
+    mutants = [entry for entry in entries if entry.kind == "mutant" and entry not in elsewhere]
     lacking = {rule for entry in mutants for rule in of_this_release(entry.breaks)}
     chosen: list[Entry] = []
     while lacking:
@@ -165,7 +174,13 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
             suite = min(entry.suites, key=lambda name: (used[name], name))
             used[suite] += 1
             chosen.append(replace(entry, suites=(suite,)))
-    return tuple(chosen)
+    return (*chosen, *elsewhere)
+
+
+@cache
+def is_here(device: str) -> bool:
+    """Whether KV caches can be on this device here."""
+    return device == "cpu" or RunConfig().resolved_device == device
 
 
 def _entry(file: str, kind: str, item: Mapping[str, Any]) -> Entry:
@@ -187,7 +202,7 @@ def run(
     known = _read_kept(kept) if kept is not None else {}
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        if _kept_name(entry) not in known:
+        if is_here(entry.device) and _kept_name(entry) not in known:
             groups.setdefault(entry.group, []).append(entry)
     batches: list[list[Entry]] = []
     for group in groups.values():
@@ -210,7 +225,12 @@ def run(
         for done in pool.map(one, sorted(batches, key=len, reverse=True)):
             known |= {_kept_name(entry): (results, trouble) for entry, results, trouble in done}
     levels = {rule.id: rule.level for rule in load_catalogue()}
-    return [_outcome(entry, *known[_kept_name(entry)], levels) for entry in entries]
+    return [
+        _outcome(entry, *known[_kept_name(entry)], levels)
+        if _kept_name(entry) in known
+        else Outcome(entry, {}, not_run=f"needs {entry.device}")
+        for entry in entries
+    ]
 
 
 def _outcome(entry: Entry, results: Sequence[RuleResult], trouble: str, levels: Mapping[str, str]) -> Outcome:
@@ -257,7 +277,11 @@ def _target_id(entry: Entry) -> str:
 
 def _pytest(batch: Sequence[Entry], full: bool, narrow: bool, folder: Path) -> tuple[str, list[RuleResult]]:
     settings = folder / "kvconform.toml"
-    lines = [f"timeout = {SCENARIO_LIMIT}", 'device = "cpu"', f"capabilities = {json.dumps(batch[0].capabilities)}"]
+    lines = [
+        f"timeout = {SCENARIO_LIMIT}",
+        f'device = "{batch[0].device}"',
+        f"capabilities = {json.dumps(batch[0].capabilities)}",
+    ]
     # No mutant is slow, many never end.
     lines.append("transfer_timeout = 3.0")
     if batch[0].peer_timeout:
@@ -309,12 +333,16 @@ class Figures:
     rules_killed: int
     rules_checked: int
     rules_without_mutant: tuple[str, ...]
+    #: Connectors for a device that is not here, and the rules that only such mutants break.
+    not_run: int = 0
+    rules_elsewhere: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"{self.caught} of {self.mutants} mutants caught, {self.exact} by exactly their rules; "
             f"{self.accused} of {self.innocent} legal connectors accused; "
             f"{self.rules_killed} of {self.rules_checked} checked rules are killed by a mutant"
+            + (f"; not run, for want of the device: {self.not_run} connectors" if self.not_run else "")
         )
 
 
@@ -322,11 +350,13 @@ def figures(outcomes: Iterable[Outcome]) -> Figures:
     """Count."""
     from kvconform.report.suite_tests import rules_by_test
 
-    done = list(outcomes)
+    everything = list(outcomes)
+    done = [outcome for outcome in everything if not outcome.not_run]
     mutants = [outcome for outcome in done if of_this_release(outcome.entry.breaks)]
     innocent = [outcome for outcome in done if outcome.entry.kind != "mutant"]
     killed = {rule for outcome in mutants for rule in outcome.broken & outcome.entry.breaks}
     checked = {rule for rules in rules_by_test(SUITES).values() for rule in rules}
+    elsewhere = {rule for outcome in everything if outcome.not_run for rule in outcome.entry.breaks} & checked - killed
     return Figures(
         mutants=len(mutants),
         caught=sum(bool(outcome.broken & outcome.entry.breaks) for outcome in mutants),
@@ -335,7 +365,9 @@ def figures(outcomes: Iterable[Outcome]) -> Figures:
         accused=sum(bool(outcome.complaint) for outcome in innocent),
         rules_killed=len(killed & checked),
         rules_checked=len(checked),
-        rules_without_mutant=tuple(sorted(checked - killed)),
+        rules_without_mutant=tuple(sorted(checked - killed - elsewhere)),
+        not_run=len(everything) - len(done),
+        rules_elsewhere=tuple(sorted(elsewhere)),
     )
 
 
@@ -356,6 +388,10 @@ def book(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         entry = outcome.entry
         found = ", ".join(sorted(outcome.broken)) or "nothing"
+        if outcome.not_run:
+            found = f"not run: {outcome.not_run}" + (
+                f", to break {', '.join(sorted(entry.breaks))}" if entry.breaks else ""
+            )
         wrong = f" **({outcome.complaint.splitlines()[0]})**" if outcome.complaint else ""
         lines.append(f"| `{entry.connector}` | {entry.kind} | {found}{wrong} | {entry.bug} |")
     lines += ["", "## Rules and the mutants that break them", "", "| rule | mutants |", "|---|---|"]
@@ -365,6 +401,8 @@ def book(outcomes: Sequence[Outcome]) -> str:
             by_rule.setdefault(rule, []).append(f"`{outcome.entry.connector.partition(':')[2]}`")
     lines += [f"| {rule.id} | {', '.join(by_rule[rule.id])} |" for rule in load_catalogue() if rule.id in by_rule]
     lines += ["", f"Checked, and killed by no mutant yet: {', '.join(numbers.rules_without_mutant) or 'none'}.", ""]
+    if numbers.rules_elsewhere:
+        lines += [f"Only by mutants that were not run here: {', '.join(numbers.rules_elsewhere)}.", ""]
     return "\n".join(lines)
 
 
@@ -374,6 +412,7 @@ def _share(part: int, whole: int) -> str:
 
 @click.command()
 @click.option("--only", default="", help="Only connectors that match this regular expression.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Only connectors whose KV caches are there.")
 @click.option("--cover", "covering", is_flag=True, help="Only as many mutants as break every rule once.")
 @click.option("--full", is_flag=True, help="All suites for every connector.")
 @click.option("--jobs", default=2, show_default=True, help="pytest processes at a time.")
@@ -381,16 +420,29 @@ def _share(part: int, whole: int) -> str:
 @click.option("--resume", type=click.Path(path_type=Path), help="Keep results in this file, and use those in it.")
 @click.option("--texts", is_flag=True, help="Show what was said of connectors that are not as they should be.")
 def main(
-    only: str, covering: bool, full: bool, jobs: int, book_file: Path | None, resume: Path | None, texts: bool
+    only: str,
+    device: str | None,
+    covering: bool,
+    full: bool,
+    jobs: int,
+    book_file: Path | None,
+    resume: Path | None,
+    texts: bool,
 ) -> None:
     """Run the kill matrix."""
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     entries = tuple(entry for entry in read_entries() if re.search(only, f"{entry.kind} {entry.connector}"))
+    entries = tuple(entry for entry in entries if device in (None, entry.device))
+    if device is not None and not is_here(device):
+        raise click.UsageError(f"there is no {device} device here: nothing can be tried.")
     entries = cover(entries) if covering else entries
     started = time.monotonic()
     outcomes = run(entries, full=full, narrow=covering, jobs=jobs, kept=resume)
     table = Table("connector", "kind", "found to break", "")
     for outcome in outcomes:
+        if outcome.not_run:
+            table.add_row(outcome.entry.connector, outcome.entry.kind, "-", f"[yellow]not run: {outcome.not_run}")
+            continue
         right = "[red]" + outcome.complaint.replace("[", r"\[") if outcome.complaint else "[green]right"
         broken = ", ".join(sorted(outcome.broken)) or "-"
         table.add_row(outcome.entry.connector, outcome.entry.kind, broken, right)

@@ -57,8 +57,8 @@ def _model_folder(model: str) -> str:
     return str(folder)
 
 
-def kv_transfer_config(connector: ConnectorSpec, policy: str) -> KVTransferConfig:
-    """vLLM's KVTransferConfig of the connector under test."""
+def kv_transfer_config(connector: ConnectorSpec, policy: str, device: str = "cpu") -> KVTransferConfig:
+    """vLLM's KVTransferConfig of the connector under test; the buffer device is the platform's, as by default."""
     from vllm.config.kv_transfer import KVTransferConfig
 
     return KVTransferConfig(
@@ -68,7 +68,7 @@ def kv_transfer_config(connector: ConnectorSpec, policy: str) -> KVTransferConfi
         kv_connector_extra_config=copy.deepcopy(connector.extra_config),
         kv_load_failure_policy=policy,
         engine_id=connector.engine_id or str(uuid.uuid4()),
-        kv_buffer_device="cpu",
+        kv_buffer_device=device,
     )
 
 
@@ -125,7 +125,9 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
         model_config=copy.deepcopy(model_config),
         scheduler_config=scheduler_config,
         cache_config=cache_config,
-        kv_transfer_config=None if connector is None else kv_transfer_config(connector, options.load_failure_policy),
+        kv_transfer_config=None
+        if connector is None
+        else kv_transfer_config(connector, options.load_failure_policy, device),
         device_config=DeviceConfig(device),
         parallel_config=_parallel_config(options.workers),
         speculative_config=_speculative_config(options.drafts),

@@ -38,7 +38,7 @@ def observe(spec: ConnectorSpec, device: str, *, scheduler_only: bool = False) -
 
     seen = ClassObservation(registered=spec.module_path is None)
     effects = ImportEffects()
-    transfer = kv_transfer_config(spec, "recompute")
+    transfer = kv_transfer_config(spec, "recompute", device)
     started = time.perf_counter()
     try:
         with effects.watching():

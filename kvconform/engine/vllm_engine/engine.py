@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 
 from kvconform.api import prepare
+from kvconform.device import DeviceWork, Held
 from kvconform.engine import compat
 from kvconform.engine.history import (
     Audited,
@@ -68,6 +69,7 @@ class VllmEngine:
         number: this engine's number in the history, from 1.
         device: "cpu" or "cuda".
         patience: seconds that a drain waits for transfers when nothing can be computed.
+        work: the engine's stream; by default the current one on CUDA, and none on the CPU.
 
     Raises:
         EngineStopped: the connector or vLLM refused to start; the reason is in the history and the exception.
@@ -82,6 +84,7 @@ class VllmEngine:
         number: int = 1,
         device: str = "cpu",
         patience: float = PATIENCE,
+        work: DeviceWork | None = None,
     ) -> None:
         prepare(device)
         ensure_parallel_state()
@@ -105,7 +108,7 @@ class VllmEngine:
         self.recorder.after["get_num_new_matched_tokens"] = self._after_match
         self.recorder.after["update_state_after_alloc"] = self._after_alloc
         self.recorder.after["build_connector_meta"] = self._block_state.built
-        self.execution = Execution(self)
+        self.execution = Execution(self, work)
         self.scheduler: Any = None
         try:
             with patch.dict(os.environ, connector.env):
@@ -261,6 +264,11 @@ class VllmEngine:
     def fail_forward(self, layers: int) -> None:
         """Let the next forward raise."""
         self.execution.fail_after = layers
+
+    def hold(self, what: Held | None) -> None:
+        """Make the device slow from the next step on, or no longer."""
+        self.history.add(ProgramAction(self.number, self.steps, f"hold back {what or 'nothing'}", {}))
+        self._guard("holding back work on the device", lambda: self.execution.hold(what))
 
     def dummy_run(self) -> None:
         """GPUModelRunner._dummy_run with the connector disabled (vllm/v1/worker/gpu/model_runner.py, 0.32.0)."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from kvconform.engine.history import Arrived, BlockTable, ForwardFailed, MetadataBound, Stray
+from kvconform.device import DeviceWork, Held
+from kvconform.engine.history import Arrived, BlockTable, ForwardFailed, HeldBack, MetadataBound, Stray
 from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
+from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.vllm_engine.held_forward import HeldForward
 from kvconform.engine.vllm_engine.ledger import GroupBlocks
 from kvconform.engine.vllm_engine.ranks import RankWorld
 from kvconform.engine.vllm_engine.reports import watched
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from kvconform.engine.vllm_engine.engine import VllmEngine
+    from kvconform.kvcache.memory import KVMemory
 
 
 class Execution:
@@ -32,13 +36,18 @@ class Execution:
     KVOutputAggregator (MultiprocExecutor.execute_model, 0.32.0).
     """
 
-    def __init__(self, engine: VllmEngine) -> None:
+    def __init__(self, engine: VllmEngine, work: DeviceWork | None = None) -> None:
         self._engine = engine
+        self._work = work
+        #: What the scenario wants to be slow, and what is in this step.
+        self._held: Held | None = None
+        self._holding: Held | None = None
         self._ranks = RankWorld(engine.options.workers)
         self.workers: list[SimulatedWorker] = []
         self._running: SimulatedWorker | None = None
         self._fresh: list[GroupBlocks] | None = None
         self._aggregator: Any = None
+        self._clearing: tuple[int, ...] = ()
         self._late: deque[tuple[set[str], set[str]]] = deque([(set(), set())] * engine.options.late_steps)
         self.fail_after: int | None = None
         engine.recorder.after["handle_preemptions"] = self._after_handle_preemptions
@@ -54,6 +63,10 @@ class Execution:
         from vllm.config import set_current_vllm_config
 
         engine = self._engine
+        if self._work is None and device.type == "cuda":
+            from kvconform.device.cuda import CudaWork
+
+            self._work = CudaWork(device)
         for rank in range(self._ranks.size):
             own = self._ranks.config_of(engine.vllm_config, rank)
             with self._ranks.of(rank), set_current_vllm_config(own):
@@ -87,6 +100,18 @@ class Execution:
                 worker.enter()
                 worker.dummy_run()
 
+    def hold(self, what: Held | None) -> None:
+        """Make the device slow in all steps from now on, or no longer.
+
+        Raises:
+            NotSimulated: the KV caches are in host memory, where work is done in the order in which it is called.
+        """
+        if self._work is None:
+            raise NotSimulated("work on the CPU has one order only: slow kernels and copies need a CUDA device")
+        self._held = what
+        if what is None:
+            self._work.hold(None)
+
     def shutdown(self) -> None:
         """Shut the workers' connectors down; the last one first, so that the first one leaves the slot last."""
         for worker in reversed(self.workers):
@@ -104,6 +129,8 @@ class Execution:
 
         engine = self._engine
         self._fresh = None
+        # Without a forward there are no kernels, and the host must not queue long ones for nothing.
+        self._holding = None if self._held == "kernels" and not output.num_scheduled_tokens else self._held
         forwards: list[LayerForward] = []
         outputs = []
         requests: list[ScheduledRequest] = []
@@ -120,8 +147,14 @@ class Execution:
             forward.fail_after = failing
             forwards.append(forward)
             self._running = worker
+            self._clearing = tuple(getattr(output, "new_block_ids_to_zero", None) or ())
+            if isinstance(forward, HeldForward):
+                forward.prepare(requests)
             with self._ranks.of(worker.rank):
                 connector_output = worker.run(output, requests, forward).kv_connector_output
+            if isinstance(forward, HeldForward):
+                # vLLM takes the sampled tokens here, before anything else.
+                forward.settle()
             invalid = set(getattr(connector_output, "invalid_block_ids", None) or ())
             self._check(worker, "while saving, and collecting results")
             ids = [request.request_id for request in requests]
@@ -164,15 +197,30 @@ class Execution:
         from kvconform.engine.vllm_engine.layers import with_layer_hooks
 
         engine = self._engine
-        return LayerForward(
-            memory=worker.memory,
-            provenance=engine.provenance,
-            chains=engine.chains,
-            windows=engine.windows,
-            external=engine.ledger.external,
-            checkpoint=lambda phase: self._check(worker, phase),
-            hooked=with_layer_hooks,
-        )
+        parts: dict[str, Any] = {
+            "memory": worker.memory,
+            "provenance": engine.provenance,
+            "chains": engine.chains,
+            "windows": engine.windows,
+            "external": engine.ledger.external,
+            "checkpoint": lambda phase: self._check(worker, phase),
+            "hooked": with_layer_hooks,
+        }
+        if self._work is None or self._holding != "kernels":
+            return LayerForward(**parts)
+        return HeldForward(**parts, work=self._work, queued=lambda yes: self._note_held(worker, "saves", yes))
+
+    def _note_held(
+        self,
+        worker: SimulatedWorker,
+        before: Literal["loads", "saves"],
+        unfinished: bool,
+        cleared: tuple[int, ...] = (),
+    ) -> None:
+        engine = self._engine
+        assert self._holding is not None
+        event = HeldBack(engine.number, engine.steps, self._holding, before, unfinished, cleared, worker.rank)
+        engine.history.add(event)
 
     def _delayed(self, output: Any) -> Any:
         """The last worker's output with the completions of some steps ago."""
@@ -187,6 +235,9 @@ class Execution:
     def _note_arrivals(self, connector_output: Any) -> None:
         """Compare the loads that are reported as complete; a request that has ended meanwhile has no use for them."""
         engine = self._engine
+        if self._work is not None:
+            # A later forward reads behind whatever the engine's stream was made to wait for.
+            self._work.settle()
         failed_ids = getattr(connector_output, "failed_recving", None) or ()
         for request_id in getattr(connector_output, "finished_recving", None) or ():
             load = engine.ownership.loads.get(request_id)
@@ -244,8 +295,22 @@ class Execution:
         self._check(self._running, "in handle_preemptions")
         if self._fresh is None:
             self._fresh = self._engine.ledger.take_fresh()
-        for group, blocks in self._fresh:
-            self._running.memory.poison(blocks, group)
+        memory, fresh, cleared = self._running.memory, self._fresh, self._clearing
+        if self._work is None:
+            _hand_out(memory, fresh)
+            if cleared:
+                memory.clearing(list(cleared))()
+            return
+        # What vLLM does not do stays out of the way of the connector's streams: it is over before a load can begin.
+        self._work.run(lambda: _hand_out(memory, fresh))
+        self._work.settle()
+        clear = memory.clearing(list(cleared))
+        if self._holding is not None:
+            self._work.hold(self._holding)
+        if cleared:
+            self._work.run(clear)
+        if self._holding is not None:
+            self._note_held(self._running, "loads", self._work.pending(), cleared)
 
     def _after_binding(self, hook: str) -> None:
         if self._running is not None:
@@ -259,6 +324,8 @@ class Execution:
 
     def _check(self, worker: SimulatedWorker, phase: str) -> None:
         engine = self._engine
+        if self._work is not None:
+            self._work.settle()
         first_writable, group_of = engine.ownership.writable()
         for write in worker.memory.audit(first_writable, group_of):
             origins: tuple[str, ...] = ()
@@ -283,3 +350,8 @@ class Execution:
                     layer.block_size if layer is not None else 0,
                 )
             )
+
+
+def _hand_out(memory: KVMemory, fresh: Sequence[GroupBlocks]) -> None:
+    for group, blocks in fresh:
+        memory.poison(blocks, group)

@@ -17,6 +17,8 @@ from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
 from kvconform.kvcache.provenance import Provenance
 
 if TYPE_CHECKING:
+    import torch
+
     from kvconform.kvcache.memory import LayerMemory
 
 
@@ -91,8 +93,7 @@ class LayerForward:
         self._done(requests)
 
     def _layer(self, name: str, requests: list[ScheduledRequest]) -> None:
-        if self.fail_after is not None and list(self.memory.layers).index(name) >= self.fail_after:
-            raise PlannedFailure(f"the scenario lets the forward fail in layer {name}")
+        self._fail_if_planned(name)
         self.checkpoint(f"before layer {name} was computed")
         layer = self.memory.layers[name]
         # As in attention: the step's keys and values are written first, then everybody reads. A request may already
@@ -101,6 +102,10 @@ class LayerForward:
             self._write(layer, request)
         for request in requests:
             self._compare(layer, request)
+
+    def _fail_if_planned(self, name: str) -> None:
+        if self.fail_after is not None and list(self.memory.layers).index(name) >= self.fail_after:
+            raise PlannedFailure(f"the scenario lets the forward fail in layer {name}")
 
     def _first_needed(self, layer: LayerMemory, request: ScheduledRequest) -> int:
         """Sliding-window layers read only the window; older blocks may be null blocks."""
@@ -113,12 +118,28 @@ class LayerForward:
             return
         blocks, offsets = request.places(layer.group, layer.block_size, start, request.computed)
         observed = self.memory.read(layer.name, blocks, offsets)
+        expected = self._expected(layer, request, start)
+        self._judge(layer, request, start, blocks, observed, differing(observed, expected))
+
+    def _expected(self, layer: LayerMemory, request: ScheduledRequest, start: int) -> torch.Tensor:
+        """What the slots from position ``start`` up to the computed tokens must hold."""
         chain = self.chains[request.request_id]
         seeds = slot_seeds(chain.chain(start, request.computed), layer.name, self.memory.rank)
-        expected = expand(seeds, layer.content, observed.device)
-        wrong = differing(observed, expected)
+        return expand(seeds, layer.content, self.memory.raw.device)
+
+    def _judge(
+        self,
+        layer: LayerMemory,
+        request: ScheduledRequest,
+        start: int,
+        blocks: npt.NDArray[np.int64],
+        observed: torch.Tensor,
+        wrong: torch.Tensor | None,
+    ) -> None:
+        """Take the result of a comparison from the device: one boolean, and the slots only if some are wrong."""
         if wrong is None:
             return
+        chain = self.chains[request.request_id]
         rows = wrong.nonzero().reshape(-1).cpu().numpy()
         positions = rows + start
         found = contents(
@@ -131,13 +152,18 @@ class LayerForward:
     def _write(self, layer: LayerMemory, request: ScheduledRequest) -> None:
         stop = request.computed + request.scheduled
         blocks, offsets = request.places(layer.group, layer.block_size, request.computed, stop)
-        chain = self.chains[request.request_id]
+        self.memory.write(layer.name, blocks, offsets, self._computed(layer, request))
+
+    def _computed(self, layer: LayerMemory, request: ScheduledRequest) -> torch.Tensor:
+        """What this step's forward computes for the request."""
+        stop = request.computed + request.scheduled
         taint = self.taints.get(request.request_id, 0)
-        seeds = slot_seeds(chain.chain(request.computed, stop), layer.name, self.memory.rank) ^ np.uint64(taint)
+        chain = self.chains[request.request_id].chain(request.computed, stop)
+        seeds = slot_seeds(chain, layer.name, self.memory.rank) ^ np.uint64(taint)
         if request.rejected:
             # Their KV is that of other tokens.
             seeds[-request.rejected :] ^= np.uint64(key64("rejected draft", request.request_id, stop))
-        self.memory.write(layer.name, blocks, offsets, expand(seeds, layer.content, self.memory.raw.device))
+        return expand(seeds, layer.content, self.memory.raw.device)
 
     def _done(self, requests: list[ScheduledRequest]) -> None:
         for request in requests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ class SimulatedAttention(AttentionLayerBase):
         self._kernel_block_size = kernel_block_size
 
     def get_attn_backend(self) -> type[Any]:
-        """vLLM's CPU backend by name; the kernels that it stands for take blocks as the scenario has them."""
+        """A backend of vLLM's own by name; the kernels that it stands for take blocks as the scenario has them."""
         return simulated_backend(self._kernel_block_size)
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
@@ -40,14 +41,13 @@ class SimulatedAttention(AttentionLayerBase):
 
 @cache
 def simulated_backend(kernel_block_size: int | None) -> type[Any]:
-    """vLLM's CPU backend whose kernels take blocks of this size only, or any; the real ones take multiples of 32.
+    """A backend of vLLM's whose kernels take blocks of this size only, or any; the real ones take multiples of 32.
 
     Connectors find out from it into which kernel blocks vLLM splits a block (vllm/v1/worker/utils.py,
     select_common_block_size, 0.32.0).
     """
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    class SimulatedBackend(CPUAttentionBackend):
+    class SimulatedBackend(_backend_of_the_platform()):  # type: ignore[misc]
         @staticmethod
         def get_supported_kernel_block_sizes(*_: Any) -> list[Any]:
             from vllm.v1.attention.backend import MultipleOf
@@ -55,6 +55,20 @@ def simulated_backend(kernel_block_size: int | None) -> type[Any]:
             return [MultipleOf(1) if kernel_block_size is None else kernel_block_size]
 
     return SimulatedBackend
+
+
+def _backend_of_the_platform() -> type[Any]:
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type == "cuda":
+        # The kit's own engine 'embedded' has the other one only.
+        with contextlib.suppress(ImportError):
+            from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
+
+            return TritonAttentionBackend
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return CPUAttentionBackend
 
 
 def place_layers(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kernel_block_size: int | None = None) -> None:

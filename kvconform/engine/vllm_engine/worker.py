@@ -23,6 +23,7 @@ from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
 from kvconform.engine.vllm_engine.slot import ConnectorSlot
 from kvconform.kvcache.build import GUARD_BYTES, allocate
 from kvconform.kvcache.memory import KVMemory
+from kvconform.kvcache.placing import to_device
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -213,7 +214,7 @@ class SimulatedWorker:
             return self._active.no_forward(output).kv_connector_output
         metadata, slot_mapping = self._attention_metadata(requests)
         batch = SimpleNamespace(
-            idx_mapping=torch.arange(len(requests), dtype=torch.int32),
+            idx_mapping=to_device(np.arange(len(requests), dtype=np.int32), self.memory.raw.device),
             req_ids=[request.request_id for request in requests],
             num_tokens=_tokens(requests),
             num_reqs=len(requests),
@@ -254,8 +255,7 @@ class SimulatedWorker:
             self._active.set_disabled(False)
 
     def _apply_block_operations(self, output: SchedulerOutput) -> None:
-        """Zero and copy blocks as the step demands; single-precision attention-only caches demand neither."""
-        assert not output.new_block_ids_to_zero, "caches that need zeroing are not simulated yet"
+        """Copy blocks as the step demands, which attention-only caches don't; Execution clears those to be cleared."""
         assert not getattr(output, "kv_cache_block_copies", None), "copy-on-write block copies are not simulated yet"
 
     def _attention_metadata(self, requests: list[ScheduledRequest]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -269,7 +269,7 @@ class SimulatedWorker:
                     for request in requests
                 ]
             )
-            mappings[name] = torch.from_numpy(slots)
+            mappings[name] = to_device(slots, self.memory.raw.device)
             metadata[name] = SimpleNamespace(slot_mapping=mappings[name], num_actual_tokens=len(slots))
         return metadata, mappings
 
