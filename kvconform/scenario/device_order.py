@@ -157,8 +157,8 @@ def slow_saves() -> Family:
 def _saved_or_loaded(history: History, _: Finding) -> str:
     """A preempted request may be loaded while copies are slow, so these programs show loads that come late, too.
 
-    Such a load has left its own block as it was handed out. What was saved under another owner's hands is something else,
-    be it the poison of the block that it was saved from.
+    Such a load has left its own block as it was handed out. What was saved under another owner's hands is something
+    else, be it the poison of the block that it was saved from.
     """
     for event in history.events:
         if not isinstance(event, (WrongBytes, Arrived)):
