@@ -129,19 +129,6 @@ def _given_anew(history: History, wrong: WrongBytes, since: int) -> bool:
     return False
 
 
-# -- a failed synchronous load of several groups -----------------------------------------------------------------------
-
-
-def _failed_synchronous_load_of_several_groups(history: History) -> Iterator[HookCall]:
-    """Reports of nothing but blocks that synchronous loads of this very step were to fill."""
-    for report in reports(history):
-        if not report.blocks or len(block_sizes(history, report.call.engine)) < 2:
-            continue
-        due = [load for load in report.loads if not load.asynchronous and load.open_at(report.step)]
-        if set(report.blocks) <= {block for load in due for block in load.blocks}:
-            yield report.call
-
-
 # -- two completions of an aborted request -----------------------------------------------------------------------------
 
 
@@ -175,6 +162,5 @@ def _reported(calls: list[HookCall], what: str) -> set[str]:
 #: The recogniser of each ``situation`` of the data: the events in which the defect is seen.
 SITUATIONS: Mapping[str, Callable[[History], Iterator[Event]]] = {
     "local hit on a block whose failed load was never recomputed": _cached_failed_load,
-    "failed blocks of a synchronous load reported with several groups": _failed_synchronous_load_of_several_groups,
     "two children of MultiConnector each completed an aborted request": _two_completions,
 }

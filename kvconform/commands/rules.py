@@ -26,6 +26,7 @@ from kvconform.rules import (
     load_catalogue,
     rule_section,
 )
+from kvconform.rules.engine_bugs import load_engine_bugs
 
 _LEVEL_STYLES = {"MUST": "bold red", "SHOULD": "yellow", "MAY": "cyan"}
 
@@ -48,6 +49,7 @@ def explain(rule_id: str) -> None:
 @click.option("--capability", "capabilities", multiple=True, type=click.Choice(CAPABILITIES, case_sensitive=False))
 @click.option("--release", metavar="X.Y.Z", help="Only rules that hold for this vLLM release.")
 @click.option("--json", "as_json", is_flag=True, help="Complete rules as a JSON array.")
+@click.option("--engine-bugs", is_flag=True, help="Known defects of vLLM itself, which no connector is accused of.")
 @click.option(
     "--book",
     "book_folder",
@@ -61,10 +63,16 @@ def rules(
     capabilities: tuple[str, ...],
     release: str | None,
     as_json: bool,
+    engine_bugs: bool,
     book_folder: Path | None,
 ) -> None:
     """List the rules. An option given twice means either; different options must all hold."""
     catalogue = load_catalogue()
+    if engine_bugs:
+        if as_json or chapters or levels or capabilities or book_folder is not None:
+            raise UsageError("--engine-bugs lists no rules, so it goes with no other option but --release.")
+        _print_engine_bugs(release)
+        return
     if book_folder is not None:
         if as_json or chapters or levels or capabilities or release is not None:
             raise UsageError("--book writes all rules, so it goes with no other option.")
@@ -125,6 +133,26 @@ def _print_table(found: Sequence[Rule]) -> None:
         console.print(table)
     noun = "rule" if len(found) == 1 else "rules"
     console.print(f"{len(found)} {noun}. 'kvconform explain RULE' tells more about one.")
+
+
+def _print_engine_bugs(release: str | None) -> None:
+    console = make_console()
+    try:
+        found = [bug for bug in load_engine_bugs() if release is None or bug.affects(release)]
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    for bug in found:
+        last = f"up to {bug.until}" if bug.until else "and later"
+        console.print(Text.assemble((bug.id, "bold"), f"  vLLM {bug.since} {last}"))
+        console.print(Padding.indent(Text(bug.sentence), 2))
+        console.print(Padding.indent(Text(f"Recognised by: {bug.situation}."), 2))
+        console.print(Padding.indent(Text(f"For connectors: {bug.advice}"), 2))
+        _print_section(console, "Evidence", [str(item) for item in bug.evidence])
+        console.print()
+    noun = "defect" if len(found) == 1 else "defects"
+    console.print(
+        f"{len(found)} known {noun} of vLLM itself. What a scenario shows of them is held against no connector."
+    )
 
 
 def _releases(rule: Rule) -> str:

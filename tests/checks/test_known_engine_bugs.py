@@ -123,30 +123,6 @@ def test_release_without_the_defect() -> None:
     assert rules(examined(*LOADING, finished(2, "r1"), *LATER, BAD, release="0.21.0")) == ["LOAD-01"]
 
 
-# -- a failed synchronous load of several groups --
-
-TWO_GROUPS = EngineStarted(1, 0, (16, 16), "recompute")
-RAISED = EngineRaised(
-    1, 1, "update_from_output", "RuntimeError: A KV connector reported block-level load failures", "s:1"
-)
-
-
-def test_failed_synchronous_load_of_several_groups_cannot_be_reported() -> None:
-    met = examined(TWO_GROUPS, *LOADING[1:], RAISED)
-    assert not met.findings
-    assert "failed-synchronous-load-of-several-groups" in met.engine_bug
-    assert "FAIL-05" in met.excused
-
-
-def test_failed_asynchronous_load_of_several_groups_can() -> None:
-    events = (TWO_GROUPS, match((32, True), tokens=40), *LOADING[2:], RAISED)
-    assert "FAIL-05" in rules(examined(*events))
-
-
-def test_blocks_of_no_load_are_reported_with_several_groups() -> None:
-    assert "FAIL-05" in rules(examined(TWO_GROUPS, *LOADING[1:-1], failed(1, 2, 9), RAISED))
-
-
 # -- two completions of an aborted request --
 
 WHERE = "vllm/v1/core/sched/scheduler.py:3234 in _update_from_kv_xfer_finished"

@@ -15,6 +15,7 @@ from kvconform import __version__
 from kvconform.cli import main
 from kvconform.errors import UsageError
 from kvconform.rules import load_catalogue
+from kvconform.rules.engine_bugs import load_engine_bugs
 
 
 def run(*args: str) -> Result:
@@ -91,6 +92,18 @@ def test_release_filter_drops_rules_of_other_releases() -> None:
 
     assert ids("0.33.0") - ids("0.32.0") >= {"ROLE-16", "ALLOC-10"}
     assert "SIG-03" in ids("0.20.2") - ids("0.21.0")
+
+
+def test_known_defects_of_vllm_are_listed_per_release() -> None:
+    shown = words(run("rules", "--engine-bugs").stdout)
+    for bug in load_engine_bugs():
+        for text in (bug.id, bug.sentence, bug.situation, bug.advice, str(bug.evidence[0])):
+            assert words(text) in shown
+    assert "0 known defects of vLLM itself" in run("rules", "--engine-bugs", "--release", "0.21.0").stdout
+    with pytest.raises(UsageError, match="--engine-bugs lists no rules"):
+        main(["rules", "--engine-bugs", "--json"], standalone_mode=False)
+    with pytest.raises(UsageError, match="'x' is not a vLLM release number"):
+        main(["rules", "--engine-bugs", "--release", "x"], standalone_mode=False)
 
 
 def test_json_holds_complete_rules() -> None:
