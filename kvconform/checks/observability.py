@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import EventsPublished, History, StatisticsRead, StatisticsTaken
+from kvconform.engine.history import EventsPublished, History, MetricsObserved, StatisticsRead, StatisticsTaken
 
-_KINDS = (StatisticsTaken, StatisticsRead, EventsPublished)
+_KINDS = (StatisticsTaken, StatisticsRead, MetricsObserved, EventsPublished)
 
 
 def problems(rule: str) -> Callable[[History], Iterator[Finding]]:
