@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kvconform.api import vllm_version
+from kvconform.api import standin_in_place, vllm_version
 from kvconform.errors import UsageError
 from kvconform.presets import find_preset
 from kvconform.rules.model import CAPABILITIES as RULE_CAPABILITIES
@@ -94,7 +94,7 @@ class RunConfig:
         """The engine with "auto" decided: vLLM's own where it is installed."""
         if self.engine != "auto":
             return self.engine
-        return "embedded" if vllm_version() is None else "vllm"
+        return "embedded" if standin_in_place() or vllm_version() is None else "vllm"
 
     @property
     def resolved_device(self) -> Literal["cpu", "cuda"]:

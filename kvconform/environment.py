@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 
 from kvconform.config import RunConfig
@@ -17,6 +18,9 @@ _DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1", "OMP_NU
 def prepare_environment(run_config: RunConfig) -> Callable[[], None]:
     """Set the environment variables and ask for the platform of the run's device.
 
+    For the engine 'embedded' its stand-in takes vLLM's place in this process, too, so that conftest.py and test modules
+    can import what the fixtures give; not if vLLM is imported here already, which the fixtures then say.
+
     Returns:
         A function that puts everything back.
     """
@@ -27,8 +31,11 @@ def prepare_environment(run_config: RunConfig) -> Callable[[], None]:
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     request_platform(run_config.resolved_device)
+    remove = _stand_in() if run_config.resolved_engine == "embedded" else None
 
     def restore() -> None:
+        if remove is not None:
+            remove()
         withdraw_platform()
         for name, value in before.items():
             if value is None:
@@ -37,3 +44,13 @@ def prepare_environment(run_config: RunConfig) -> Callable[[], None]:
                 os.environ[name] = value
 
     return restore
+
+
+def _stand_in() -> Callable[[], None] | None:
+    """Put the stand-in in vLLM's place; what takes it away again, or None if it was there or cannot come."""
+    from kvconform.engine.embedded import finder
+
+    if finder.installed() or "vllm" in sys.modules:
+        return None
+    finder.install()
+    return finder.remove

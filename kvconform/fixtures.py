@@ -48,8 +48,15 @@ def conformance(
 
 @pytest.fixture(scope="session")
 def _vllm_is_ready(kvconform_config: RunConfig) -> None:
-    """vLLM imported on the platform of the run, with a world of one rank."""
-    from kvconform.api import prepare
+    """vLLM, or its stand-in, imported on the platform of the run, with a world of one rank."""
+    from kvconform.api import prepare, standin_in_place
+
+    if kvconform_config.resolved_engine == "embedded" and not standin_in_place():
+        pytest.fail(
+            "the fixtures of the engine 'embedded' cannot be used in a process that has imported vLLM before the kit "
+            "started: import it later, or run with --kvconform-engine=vllm",
+            pytrace=False,
+        )
     from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
 
     try:

@@ -15,6 +15,23 @@ from typing import Any
 
 from uncovered import modules
 
+# What connectors compute with: module and expression.
+CALLS = (
+    ("vllm.distributed.utils", "[get_pp_indices(11, rank, 4) for rank in range(4)]"),
+    ("vllm.distributed.utils", "[get_pp_indices(7, rank, 2) for rank in range(2)]"),
+    ("vllm.model_executor.models.utils", "extract_layer_index('model.layers.3.self_attn')"),
+    ("vllm.model_executor.models.utils", "extract_layer_index('model.layers.3.attn.1', 2)"),
+    ("vllm.utils.network_utils", "split_host_port('[::1]:80') + split_host_port('host:81')"),
+    ("vllm.config.utils", "hash_factors({'b': 1, 'a': [2, None]})"),
+    ("vllm.utils.torch_utils", "is_non_overlapping_and_dense(torch.zeros(2, 1, 3).transpose(0, 2))"),
+    ("vllm.utils.torch_utils", "is_non_overlapping_and_dense(torch.zeros(4, 4)[:, :2])"),
+    ("vllm.utils.torch_utils", "async_tensor_h2d([1, 2], device='cpu', dtype=torch.int32).tolist()"),
+    ("vllm.v1.attention.backends.utils", "NULL_BLOCK_ID"),
+    ("vllm.v1.kv_cache_interface", "SlidingWindowSpec(**_SPEC, sliding_window=64).page_size_bytes"),
+    ("vllm.v1.kv_cache_interface", "(FullAttentionSpec.__module__, KVCacheLayout['LBNHC'].name)"),
+    ("vllm.v1.core.kv_cache_utils", "resolve_dcp_kv_cache_spec(FullAttentionSpec(**_SPEC), 2).block_size"),
+)
+
 
 def describe(value: Any) -> Any:
     """A function's parameters, a class's fields and methods, an enum's members; None for other values."""
@@ -83,6 +100,15 @@ def surface() -> dict[str, Any]:
     return found
 
 
+def computed() -> dict[str, str]:
+    """What the calls give, as text."""
+    import torch
+
+    names = {"torch": torch, "_SPEC": {"block_size": 16, "num_kv_heads": 2, "head_size": 8, "dtype": torch.float16}}
+    names |= vars(importlib.import_module("vllm.v1.kv_cache_interface"))
+    return {code: repr(eval(code, {**names, **vars(importlib.import_module(name))})) for name, code in CALLS}
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "embedded":
         from kvconform.engine.embedded import finder
@@ -92,4 +118,4 @@ if __name__ == "__main__":
         from kvconform.api import prepare
 
         prepare("cpu")
-    sys.stdout.write(json.dumps(surface()))
+    sys.stdout.write(json.dumps({"surface": surface(), "computed": computed()}))

@@ -33,6 +33,15 @@ for statement, named in {_STATEMENTS!r}.items():
     else:
         raise AssertionError(statement)
 
+for statement in ("import vllm.attention.backends", "from vllm.v1.core.kv_cache_utils import hash_request_tokens"):
+    try:
+        exec(statement)
+    except ImportError as error:
+        # Names of other releases, which 0.32.0 does not have either.
+        assert "pip install" not in str(error), error
+    else:
+        raise AssertionError(statement)
+
 from vllm.v1.core.block_pool import BlockPool
 pool = BlockPool(4, True, 16)
 assert not hasattr(pool, "nonsense")

@@ -27,8 +27,9 @@ def modules() -> list[str]:
 
 
 def names_of(module: Any) -> set[str]:
-    """Public names and the module's own private ones; no other modules that happen to be imported there."""
-    return {name for name, value in vars(module).items() if not name.startswith("__") and not _is_module(value)}
+    """Public names, lazy ones too, and the module's own private ones; no modules that happen to be imported there."""
+    names = {*dir(module), *getattr(module, "__all__", ())}
+    return {name for name in names if not name.startswith("__") and not _is_module(vars(module).get(name))}
 
 
 def _is_module(value: Any) -> bool:
@@ -101,6 +102,27 @@ def standin_surface() -> dict[str, Any]:
     return found
 
 
+def modules_in(folder: Path) -> set[str]:
+    """Names of the modules and packages in a package's folder."""
+    return {file.stem for file in folder.glob("*.py")} - {"__init__"} | {
+        file.parent.name for file in folder.glob("*/*.py")
+    }
+
+
+def missing_modules() -> dict[str, list[str]]:
+    """By package, the modules of vLLM that the stand-in lacks."""
+    import vllm
+
+    real = Path(vllm.__file__).parent
+    found = {}
+    for file in sorted(STANDIN.rglob("__init__.py")):
+        package = file.parent.relative_to(STANDIN)
+        lacking = modules_in(real / package.relative_to("vllm")) - modules_in(file.parent)
+        if lacking:
+            found[".".join(package.parts)] = sorted(lacking)
+    return found
+
+
 def missing() -> dict[str, dict[str, list[str]]]:
     """What the stand-in lacks."""
     from kvconform.api import prepare
@@ -108,7 +130,7 @@ def missing() -> dict[str, dict[str, list[str]]]:
     own = standin_surface()
     prepare("cpu")
     real = surface()
-    return {
+    names_and_attributes = {
         kind: {
             name: lacking
             for name, names in real[kind].items()
@@ -116,6 +138,7 @@ def missing() -> dict[str, dict[str, list[str]]]:
         }
         for kind in ("modules", "classes")
     }
+    return {"packages": missing_modules(), **names_and_attributes}
 
 
 if __name__ == "__main__":

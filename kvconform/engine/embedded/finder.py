@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kvconform.api.runtime import STANDIN_RELEASE
-from kvconform.engine.embedded.coverage import uncovered_attributes, uncovered_names
+from kvconform.api.runtime import STANDIN_RELEASE, prepare
+from kvconform.engine.embedded.coverage import uncovered_attributes, uncovered_modules, uncovered_names
 from kvconform.engine.vllm_engine.guard import NotSimulated
 
 STANDIN = Path(__file__).with_name("standin")
@@ -38,15 +38,15 @@ def _sentence(what: str) -> str:
 
 
 class StandInFinder(MetaPathFinder):
-    """Finds ``vllm`` and everything below it in the stand-in, or nowhere."""
+    """Finds ``vllm`` and everything below it in the stand-in."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A module of the stand-in.
+        """A module of the stand-in; None for a name that vLLM does not have.
 
         Raises:
-            NotCoveredError: it has none of that name.
+            NotCoveredError: vLLM has it, the stand-in has not.
         """
         if fullname != "vllm" and not fullname.startswith("vllm."):
             return None
@@ -59,6 +59,10 @@ class StandInFinder(MetaPathFinder):
         file = place.with_suffix(".py")
         if file.is_file():
             return importlib.util.spec_from_file_location(fullname, file, loader=StandInLoader(fullname, str(file)))
+        parent, _, name = fullname.rpartition(".")
+        if name not in uncovered_modules(parent):
+            # Nor has vLLM: import says so in its own words.
+            return None
         raise NotCoveredError(_sentence(f"The module {fullname}"), name=fullname)
 
 
@@ -125,6 +129,7 @@ def remove() -> None:
         sys.meta_path.remove(_finder())
         for name in [name for name in sys.modules if name == "vllm" or name.startswith("vllm.")]:
             del sys.modules[name]
+        prepare.cache_clear()
 
 
 def installed() -> bool:

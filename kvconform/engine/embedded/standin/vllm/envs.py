@@ -16,6 +16,7 @@ environment_variables: dict[str, Callable[[], Any]] = {
     ),
     "VLLM_USE_V2_MODEL_RUNNER": lambda: os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0") == "1",
     "VLLM_RPC_BASE_PATH": lambda: os.environ.get("VLLM_RPC_BASE_PATH", "/tmp"),
+    "VLLM_PP_LAYER_PARTITION": lambda: os.environ.get("VLLM_PP_LAYER_PARTITION"),
     "VLLM_NIXL_SIDE_CHANNEL_HOST": lambda: os.environ.get("VLLM_NIXL_SIDE_CHANNEL_HOST", "localhost"),
     "VLLM_NIXL_SIDE_CHANNEL_PORT": lambda: int(os.environ.get("VLLM_NIXL_SIDE_CHANNEL_PORT", "5600")),
 }

@@ -55,6 +55,8 @@ _WORLD: GroupCoordinator | None = None
 _TP: GroupCoordinator | None = None
 _PP: GroupCoordinator | None = None
 _DP: GroupCoordinator | None = None
+_DCP: GroupCoordinator | None = None
+_PCP: GroupCoordinator | None = None
 
 
 def init_distributed_environment(
@@ -79,10 +81,14 @@ def ensure_model_parallel_initialized(
     backend: str | None = None,
 ) -> None:
     """Groups of one rank."""
-    global _TP, _PP, _DP
+    global _TP, _PP, _DP, _DCP, _PCP
     assert (tensor_model_parallel_size, pipeline_model_parallel_size) == (1, 1)
     _TP, _PP = _TP or GroupCoordinator("tp:0"), _PP or GroupCoordinator("pp:0")
-    _DP = _DP or GroupCoordinator("dp:0")
+    _DP, _DCP, _PCP = (
+        _DP or GroupCoordinator("dp:0"),
+        _DCP or GroupCoordinator("dcp:0"),
+        _PCP or GroupCoordinator("pcp:0"),
+    )
 
 
 def _there(group: GroupCoordinator | None, name: str) -> GroupCoordinator:
@@ -110,6 +116,16 @@ def get_dp_group() -> GroupCoordinator:
     return _there(_DP, "data parallel group")
 
 
+def get_dcp_group() -> GroupCoordinator:
+    """Ranks that share the tokens while decoding."""
+    return _there(_DCP, "decode context model parallel group")
+
+
+def get_pcp_group() -> GroupCoordinator:
+    """Ranks that share the tokens of a prompt."""
+    return _there(_PCP, "prefill context parallel group")
+
+
 def get_tensor_model_parallel_rank() -> int:
     """This rank among those that share the heads."""
     return get_tp_group().rank_in_group
@@ -118,6 +134,11 @@ def get_tensor_model_parallel_rank() -> int:
 def get_tensor_model_parallel_world_size() -> int:
     """How many of them there are."""
     return get_tp_group().world_size
+
+
+def get_pipeline_model_parallel_rank() -> int:
+    """This rank among those that share the layers."""
+    return get_pp_group().rank_in_group
 
 
 def model_parallel_is_initialized() -> bool:

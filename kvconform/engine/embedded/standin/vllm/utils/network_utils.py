@@ -31,6 +31,12 @@ def is_valid_ipv6_address(address: str) -> bool:
     return True
 
 
+def split_host_port(host_port: str) -> tuple[str, int]:
+    """The inverse of :func:`join_host_port`."""
+    host, _, port = host_port.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 def join_host_port(host: str, port: int) -> str:
     """host:port, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if is_valid_ipv6_address(host) else f"{host}:{port}"

@@ -7,7 +7,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NewType, TypeAlias
 
 import torch
@@ -245,6 +245,27 @@ def resolve_kv_cache_block_sizes(kv_cache_config: Any, vllm_config: Any) -> tupl
     if any(size % unit for size in sizes):
         raise ValueError(f"prefix_match_unit={unit} does not divide the block sizes {sizes}")
     return together, unit
+
+
+def resolve_dcp_kv_block_size(spec: Any, dcp_world_size: int) -> int:
+    """Tokens of a block where ranks share the tokens."""
+    size: int = spec.block_size * (dcp_world_size if spec.dcp_sharded else 1)
+    return size
+
+
+def resolve_dcp_kv_cache_spec(spec: Any, dcp_world_size: int) -> Any:
+    """The spec with such blocks, and its layers' with theirs."""
+    size = resolve_dcp_kv_block_size(spec, dcp_world_size)
+    if size == spec.block_size:
+        return spec
+    layers = getattr(spec, "kv_cache_specs", None)
+    if layers is None:
+        return replace(spec, block_size=size)
+    return replace(
+        spec,
+        block_size=size,
+        kv_cache_specs={name: resolve_dcp_kv_cache_spec(layer, dcp_world_size) for name, layer in layers.items()},
+    )
 
 
 def resolve_cache_hit_alignment_tokens(

@@ -1,12 +1,17 @@
-"""What several workers report becomes one report; blocks are copied between tensors."""
+"""What several workers report becomes one report; blocks are copied between tensors; what connectors look up."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 
+from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+EngineId = str
+BlockIds = tuple[list[int], ...] | list[list[int]]
 
 
 def get_kv_connector_cache_layout(vllm_config: Any = None) -> str | None:
@@ -113,3 +118,47 @@ def copy_kv_blocks(
         target = dst_kv_caches[name]
         blocks = source[torch.tensor(src_block_ids, device=source.device)]
         target[torch.tensor(dst_block_ids, device=target.device)] = blocks.to(target.device)
+
+
+def yield_req_data(scheduler_output: Any) -> Iterator[tuple[str, tuple[list[int], ...] | None, bool]]:
+    """Request, its new blocks per group, and whether it was preempted; new requests first."""
+    for new in scheduler_output.scheduled_new_reqs:
+        yield new.req_id, new.block_ids, False
+    cached = scheduler_output.scheduled_cached_reqs
+    for request_id, blocks in zip(cached.req_ids, cached.new_block_ids, strict=False):
+        yield request_id, blocks, request_id in cached.resumed_req_ids
+
+
+def get_current_attn_backends(vllm_config: Any, layer_names: list[str] | None = None) -> list[type[AttentionBackend]]:
+    """The kernels of these layers, or of all, each once."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layer_names)
+    found = {backend.full_cls_name(): backend for backend in (layer.get_attn_backend() for layer in layers.values())}
+    return list(found.values()) or [CPUAttentionBackend]
+
+
+def get_current_attn_backend(vllm_config: Any, layer_names: list[str] | None = None) -> type[AttentionBackend]:
+    """The first of them."""
+    return get_current_attn_backends(vllm_config, layer_names)[0]
+
+
+def get_current_attn_backends_and_specs(
+    vllm_config: Any, kv_cache_config: Any, fallback: list[type[AttentionBackend]]
+) -> tuple[list[type[AttentionBackend]], list[Any]]:
+    """Kernels with the specs that they serve, of all layers that connectors move; ``fallback`` if there are none."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+    from vllm.v1.kv_cache_interface import AttentionSpec
+
+    pairs: dict[tuple[type[AttentionBackend], Any], None] = {}
+    for group in kv_cache_config.transfer_groups:
+        specs = getattr(group.kv_cache_spec, "kv_cache_specs", {})
+        for name, layer in get_layers_from_vllm_config(vllm_config, AttentionLayerBase, group.layer_names).items():
+            spec = specs.get(name, group.kv_cache_spec)
+            pairs[layer.get_attn_backend(), spec if isinstance(spec, AttentionSpec) else None] = None
+    if not pairs:
+        return fallback, [None] * len(fallback)
+    return [backend for backend, _ in pairs], [spec for _, spec in pairs]

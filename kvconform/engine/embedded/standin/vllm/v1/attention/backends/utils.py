@@ -12,6 +12,8 @@ from vllm.v1.kv_cache_layout import KVCacheLayout, _layout_from_name
 
 logger = init_logger(__name__)
 
+NULL_BLOCK_ID = 0
+
 
 def resolve_kv_cache_layout(
     vllm_config: Any, supported_layouts: list[list[str]], kv_cache_specs: Iterable[Any] | None = None
