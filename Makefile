@@ -20,6 +20,8 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 # Options for make matrix, e.g. MATRIX_ARGS="--only failures:"
 MATRIX_ARGS ?=
+# Options for make differential, e.g. DIFFERENTIAL_ARGS="--only failures:" or "--sample 40"
+DIFFERENTIAL_ARGS ?=
 
 # The Python of make cuda: .venv has torch and vLLM for no device
 CUDA_PYTHON ?= python3
@@ -31,7 +33,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test releases matrix matrix-all cuda lint format rulebook out-of-tree wheel install clean
+.PHONY: help demo test releases matrix matrix-all differential cuda lint format rulebook out-of-tree wheel install clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +54,9 @@ matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be c
 
 matrix-all: $(STAMPS)/dev $(STAMPS)/vllm ## All mutants, and the matrix in the docs written anew
 	$(BIN)/python tests/mutants/kill_matrix.py --jobs=$(JOBS) --book=docs/kill_matrix.md
+
+differential: $(STAMPS)/dev $(STAMPS)/vllm ## All connectors of the matrix on vLLM and on the engine embedded: what differs
+	$(BIN)/python tests/embedded/differential.py --jobs=$(JOBS) $(DIFFERENTIAL_ARGS)
 
 cuda: ## On a machine with an NVIDIA GPU, in an environment with vLLM for CUDA: the suites there, and the mutants that need it
 	$(CUDA_PYTHON) -m pytest --kvconform=$(PINNED_OFFLOAD) --kvconform-device=cuda $(PYTEST_ARGS)

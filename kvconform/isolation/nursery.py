@@ -37,6 +37,9 @@ class Nursery:
         engine: "embedded" puts the stand-in in vLLM's place.
     """
 
+    #: What its process runs as ``python -m``.
+    module = "kvconform.isolation.child"
+
     def __init__(self, device: str, hash_seed: str | None = None, engine: str = "vllm") -> None:
         self._device = device
         self._engine = engine
@@ -127,7 +130,7 @@ class Nursery:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kvconform.isolation.child", str(theirs.fileno()), str(self._stacks)],
+                [sys.executable, "-m", self.module, str(theirs.fileno()), str(self._stacks)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -28,12 +28,20 @@ class Job:
     spec: str
     program: Program
     settings: tuple[tuple[str, Any], ...] = (("path", "{dir}"),)
+    peer_timeout: float = 0.0
 
 
 def play(engine: str, jobs: Sequence[Job], timeout: float = 300) -> list[dict[str, Any]]:
     """What each job gives on an engine."""
     lines = [
-        json.dumps({"spec": job.spec, "settings": dict(job.settings), "program": dump_program(job.program)})
+        json.dumps(
+            {
+                "spec": job.spec,
+                "settings": dict(job.settings),
+                "peer_timeout": job.peer_timeout,
+                "program": dump_program(job.program),
+            }
+        )
         for job in jobs
     ]
     root = str(PLAYER.parents[2])
@@ -64,7 +72,7 @@ def differences(one: dict[str, Any], other: dict[str, Any], *, timed: bool = Fal
         found.append(f"findings: {one['findings']} and {other['findings']}")
     if timed:
         return found
-    for number, (a, b) in enumerate(zip(_events(one), _events(other), strict=False)):
+    for number, (a, b) in enumerate(zip(events(one["history"]), events(other["history"]), strict=False)):
         if a != b:
             found.append(f"event {number}: {a} and {b}")
             break
@@ -74,15 +82,21 @@ def differences(one: dict[str, Any], other: dict[str, Any], *, timed: bool = Fal
     return found
 
 
-def _events(result: dict[str, Any]) -> Iterator[str]:
-    for event in result["history"]:
-        kept = {key: value for key, value in event.items() if key not in ("where", "size_bytes")}
+def events(history: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The events of a dumped history as text, without what is drawn anew, measured, or a place in vLLM's code."""
+    for event in history:
+        kept = {key: value for key, value in event.items() if key not in ("where", "size_bytes", "seconds", "held_for")}
         if event["event"] == "EngineRaised":
             # vLLM's own words, and the stand-in's.
             kept["error"] = event["error"].partition(":")[0]
         if event["event"] == "Leaked":
             kept.pop("detail", None)
-        yield _RANDOM.sub("*", json.dumps(kept, sort_keys=True))
+        yield masked(json.dumps(kept, sort_keys=True))
+
+
+def masked(text: str) -> str:
+    """The text without names that are drawn anew."""
+    return _RANDOM.sub("*", text)
 
 
 def main(spec: str, pattern: str = "") -> int:

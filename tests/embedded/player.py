@@ -46,7 +46,9 @@ def _play(job: dict[str, Any]) -> dict[str, Any]:
     for folder in (target.search_path, ROOT / "tests/mutants", ROOT / "tests/odd"):
         if folder is not None and str(folder) not in sys.path:
             sys.path.append(str(folder))
-    config = RunConfig(connector=(job["spec"],), kv_connector_extra_config=job["settings"])
+    config = RunConfig(
+        connector=(job["spec"],), kv_connector_extra_config=job["settings"], peer_timeout=job["peer_timeout"]
+    )
     history = Conformance(target, config, _patience=1.0).play(load_program(job["program"]))
     examination = examine(history)
     return {

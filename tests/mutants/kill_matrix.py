@@ -200,12 +200,8 @@ def run(
 ) -> list[Outcome]:
     """Try all entries, in ``jobs`` pytest processes at a time; those of which ``kept`` tells are not tried again."""
     known = _read_kept(kept) if kept is not None else {}
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if is_here(entry.device) and _kept_name(entry) not in known:
-            groups.setdefault(entry.group, []).append(entry)
     batches: list[list[Entry]] = []
-    for group in groups.values():
+    for group in groups_of(e for e in entries if is_here(e.device) and _kept_name(e) not in known):
         parts = min(jobs, len(group)) if len(group) > 3 else 1
         if kept is not None:
             parts = max(parts, -(-len(group) // BATCH_SIZE))
@@ -233,6 +229,14 @@ def run(
     ]
 
 
+def groups_of(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Those that one pytest process can try together."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry)
+    return list(groups.values())
+
+
 def _outcome(entry: Entry, results: Sequence[RuleResult], trouble: str, levels: Mapping[str, str]) -> Outcome:
     return Outcome(entry, {rule: verdict for (_, rule), verdict in aggregate(results, levels).items()}, trouble)
 
@@ -250,7 +254,7 @@ def _read_kept(file: Path) -> dict[str, tuple[list[RuleResult], str]]:
 
 def _run_batch(batch: Sequence[Entry], full: bool, narrow: bool) -> list[tuple[Entry, list[RuleResult], str]]:
     with tempfile.TemporaryDirectory(prefix="kvconform-matrix-") as folder:
-        output, results = _pytest(batch, full, narrow, Path(folder))
+        output, results = run_pytest(batch, Path(folder), full=full, narrow=narrow)
     tried = []
     for entry in batch:
         own = [result for result in results if result.target == _target_id(entry)]
@@ -275,7 +279,20 @@ def _target_id(entry: Entry) -> str:
     return entry.connector
 
 
-def _pytest(batch: Sequence[Entry], full: bool, narrow: bool, folder: Path) -> tuple[str, list[RuleResult]]:
+def run_pytest(
+    batch: Sequence[Entry],
+    folder: Path,
+    *,
+    full: bool = False,
+    narrow: bool = False,
+    engine: str = "auto",
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> tuple[str, list[RuleResult]]:
+    """What pytest prints and what its tests say of the connectors of one group.
+
+    ``options`` and ``environment`` are given to pytest besides; the environment's PYTHONPATH comes first.
+    """
     settings = folder / "kvconform.toml"
     lines = [
         f"timeout = {SCENARIO_LIMIT}",
@@ -299,13 +316,15 @@ def _pytest(batch: Sequence[Entry], full: bool, narrow: bool, folder: Path) -> t
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "matrix_plugin",
         "--rootdir", str(folder), f"--kvconform-config={settings}",
-        *(f"--kvconform={entry.spec}" for entry in batch), *map(str, suites),
+        *(f"--kvconform={entry.spec}" for entry in batch), f"--kvconform-engine={engine}", *options,
+        *map(str, suites),
     ]  # fmt: skip
+    given = {**os.environ, **(environment or {})}
     environment = {
-        **os.environ,
+        **given,
         "KVCONFORM_MATRIX_VERDICTS": str(verdicts),
         "KVCONFORM_MATRIX_WANTED": "" if full else json.dumps(wanted),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), str(ODD), str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), str(ODD), str(ROOT), given.get("PYTHONPATH")])),
     }
     try:
         done = subprocess.run(

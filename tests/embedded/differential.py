@@ -1,0 +1,275 @@
+"""The differential test: every connector of the kill matrix on vLLM and on the engine 'embedded', and what differs.
+
+    python tests/embedded/differential.py                each connector on the suites that its entry names
+    python tests/embedded/differential.py --sample 9     every ninth connector, on the tests of its rules only
+    python tests/embedded/differential.py --only REGEX   some connectors
+    python tests/embedded/differential.py --narrow       mutants on the tests of their rules only
+
+Both engines have to give the same verdict on each rule in each test and, for every program that the suites play, drawn
+ones included, the same findings and the same history: connector calls with the essentials of their arguments, what was
+scheduled, blocks, bytes. What is known to differ stands in ``differences.toml`` with the reason. The exit code is 1 for
+a difference that does not stand there, and for one that stands there and is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from comparing import Job, differences, play
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "mutants"))
+
+from kill_matrix import BATCH_LIMIT, Entry, groups_of, read_entries, run_pytest  # noqa: E402
+
+from kvconform.api import vllm_version  # noqa: E402
+from kvconform.api.runtime import STANDIN_RELEASE  # noqa: E402
+from kvconform.isolation.codec import load_program  # noqa: E402
+from kvconform.rules import load_catalogue  # noqa: E402
+from kvconform.verdicts import RuleResult, judge  # noqa: E402
+
+LISTED = HERE / "differences.toml"
+ENGINES = ("vllm", "embedded")
+#: Connectors that one pytest process tries.
+BATCH = 8
+#: Of a connector's programs whose histories differ, so many are played again to see in what.
+LOOKED_AT = 4
+#: How often: a connector with threads takes another way each time.
+AGAIN = 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``rule`` is empty where a program went another way without another verdict."""
+
+    connector: str
+    rule: str
+    where: str
+    text: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a listed difference names."""
+        return self.connector, self.rule
+
+
+@dataclass
+class Compared:
+    """One connector on both engines."""
+
+    entry: Entry
+    rules: set[str] = field(default_factory=set)
+    verdicts: int = 0
+    programs: int = 0
+    #: Programs that took another way on vLLM as well when played again: transfers in threads.
+    timed: int = 0
+    found: list[Difference] = field(default_factory=list)
+
+    def add(self, rule: str, where: str, text: str) -> None:
+        """Note a difference."""
+        self.found.append(Difference(self.entry.connector, rule, where, text))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one engine's run says: by connector the verdict per test and rule, and what came of each program."""
+
+    verdicts: Mapping[str, Mapping[tuple[str, str], str]]
+    programs: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    output: str
+
+
+def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Connectors that one pytest process can try, not too many."""
+    for group in groups_of(entries):
+        for start in range(0, len(group), BATCH):
+            yield group[start : start + BATCH]
+
+
+def ask(engine: str, batch: Sequence[Entry], narrow: bool) -> Said:
+    """Run the suites on one engine."""
+    with tempfile.TemporaryDirectory(prefix="kvconform-differential-") as folder:
+        played = Path(folder) / "played.json"
+        output, results = run_pytest(
+            batch,
+            Path(folder),
+            narrow=narrow,
+            engine=engine,
+            options=("-p", "recording_plugin"),
+            environment={"KVCONFORM_PLAYED": str(played), "PYTHONPATH": str(HERE)},
+        )
+        programs = json.loads(played.read_text(encoding="utf-8")) if played.exists() else {}
+    verdicts: dict[str, dict[tuple[str, str], str]] = {}
+    for result in results:
+        verdicts.setdefault(result.target, {})[_test(result), result.rule] = _verdict(result)
+    return Said(verdicts, programs, output)
+
+
+def _test(result: RuleResult) -> str:
+    return result.nodeid.rpartition("/")[2].replace(f"[{result.target}]", "").replace(f"{result.target}-", "")
+
+
+def _verdict(result: RuleResult) -> str:
+    return judge(result, load_catalogue().rule(result.rule).level).verdict.value
+
+
+def compare(batch: Sequence[Entry], narrow: bool) -> list[Compared]:
+    """Both engines on connectors of one group."""
+    real, own = (ask(engine, batch, narrow) for engine in ENGINES)
+    done, doubtful = [], []
+    for entry in batch:
+        compared = Compared(entry)
+        _compare_verdicts(compared, real, own)
+        doubtful.append(_compare_programs(compared, *(said.programs.get(entry.connector, {}) for said in (real, own))))
+        done.append(compared)
+    _look_again([(compared, key) for compared, keys in zip(done, doubtful, strict=True) for key in keys[:LOOKED_AT]])
+    for compared, keys in zip(done, doubtful, strict=True):
+        compared.timed = 0 if any(not found.rule for found in compared.found) else len(keys)
+    return done
+
+
+def _compare_verdicts(compared: Compared, real: Said, own: Said) -> None:
+    theirs, mine = (said.verdicts.get(compared.entry.connector, {}) for said in (real, own))
+    for engine, verdicts, said in (("vllm", theirs, real), ("embedded", mine, own)):
+        if not verdicts:
+            compared.add("", engine, f"no verdict at all; pytest said:\n{said.output[-2000:]}")
+    for test, rule in sorted({*mine, *theirs}):
+        one, other = theirs.get((test, rule), "none"), mine.get((test, rule), "none")
+        if one != other:
+            compared.add(rule, test, f"{one} on vllm, {other} on embedded")
+    compared.rules = {rule for _, rule in theirs}
+    compared.verdicts = len(theirs)
+
+
+def _compare_programs(
+    compared: Compared, real: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Note what differs for certain; the programs whose findings or histories differ, for a closer look."""
+    both = [key for key in real if key in own]
+    compared.programs = len(both)
+    doubtful: list[str] = []
+    for key in both:
+        one, other = real[key], own[key]
+        if one["error"] != other["error"]:
+            compared.add("", _name(key), f"{one['error'] or 'ran'} on vllm, {other['error'] or 'ran'} on embedded")
+        elif one != other:
+            doubtful.append(key)
+    return sorted(doubtful, key=lambda key: real[key]["findings"] == own[key]["findings"])
+
+
+def _look_again(doubtful: Sequence[tuple[Compared, str]]) -> None:
+    """Play programs once more, and note in what the engines differ; nothing if vLLM differs from itself so, too."""
+    jobs = [_job(compared.entry, key) for compared, key in doubtful for _ in range(AGAIN)]
+    if not jobs:
+        return
+    try:
+        theirs, mine = (play(engine, jobs, timeout=BATCH_LIMIT) for engine in ENGINES)
+    except Exception as error:
+        for compared, key in doubtful:
+            compared.add("", _name(key), f"differs, and cannot be played again: {error}")
+        return
+    for number, (compared, key) in enumerate(doubtful):
+        part = slice(number * AGAIN, (number + 1) * AGAIN)
+        first, *others = theirs[part]
+        timed = any(differences(first, other) for other in others)
+        pairs = [(one, other) for one in theirs[part] for other in mine[part]]
+        for text in min((differences(one, other, timed=timed) for one, other in pairs), key=len):
+            compared.add("", _name(key), text)
+
+
+def _job(entry: Entry, key: str) -> Job:
+    program = load_program(json.loads(key))
+    return Job(_name(key), entry.spec, program, tuple(entry.settings.items()), entry.peer_timeout)
+
+
+def _name(key: str) -> str:
+    return str(json.loads(key)["name"])
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An entry of ``differences.toml``: this connector's verdicts on these rules, or its histories (no rules)."""
+
+    connector: str
+    rules: tuple[str, ...]
+    reason: str
+
+    @property
+    def keys(self) -> set[tuple[str, str]]:
+        """As in :class:`Difference`."""
+        return {(self.connector, rule) for rule in self.rules or ("",)}
+
+
+def read_listed(file: Path = LISTED) -> tuple[Listed, ...]:
+    """The differences that are known."""
+    entries = tomllib.loads(file.read_text(encoding="utf-8")).get("difference", [])
+    return tuple(Listed(entry["connector"], tuple(entry.get("rules", ())), entry["reason"]) for entry in entries)
+
+
+def complaints(done: Sequence[Compared], listed: Sequence[Listed]) -> list[str]:
+    """Differences that are not listed, and listed ones that are gone."""
+    known = {key for entry in listed for key in entry.keys}
+    found = {difference.key for compared in done for difference in compared.found}
+    tried = {(compared.entry.connector, rule) for compared in done for rule in (*compared.rules, "")}
+    new = [
+        f"{difference.connector} {difference.rule} in {difference.where}: {difference.text}"
+        for compared in done
+        for difference in compared.found
+        if difference.key not in known
+    ]
+    gone = sorted((known & tried) - found)
+    return [*new, *(f"{connector} {rule}: listed in {LISTED.name}, but there is none" for connector, rule in gone)]
+
+
+@click.command()
+@click.option("--only", default="", help="Only connectors that match this regular expression.")
+@click.option("--sample", default=0, help="Only every so many-th connector, on the tests of its rules.")
+@click.option("--narrow", is_flag=True, help="Mutants on the tests of their rules only.")
+@click.option("--jobs", default=1, show_default=True, help="pytest processes at a time.")
+def main(only: str, sample: int, narrow: bool, jobs: int) -> None:
+    """Run the differential test."""
+    if not str(vllm_version()).startswith(STANDIN_RELEASE):
+        raise click.UsageError(f"the engine 'embedded' follows vLLM {STANDIN_RELEASE}; installed is {vllm_version()}.")
+    entries = [
+        entry
+        for entry in read_entries()
+        if entry.device == "cpu" and re.search(only, f"{entry.kind} {entry.connector}")
+    ]
+    if sample:
+        entries = [entry for entry in entries if entry.kind == "mutant"][::sample]
+    started = time.monotonic()
+    done: list[Compared] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for results in pool.map(lambda batch: compare(batch, narrow or bool(sample)), batches(entries)):
+            done += results
+            for compared in results:
+                timed = f", {compared.timed} timed" if compared.timed else ""
+                click.echo(
+                    f"{compared.entry.connector}: {compared.verdicts} verdicts, {compared.programs} programs{timed}, "
+                    f"{len(compared.found)} differences ({time.monotonic() - started:.0f} s)"
+                )
+                for difference in compared.found:
+                    click.echo(f"    {difference.rule or 'program'} in {difference.where}: {difference.text[:1500]}")
+    wrong = complaints(done, read_listed())
+    click.echo(
+        f"{len(done)} connectors, {sum(c.verdicts for c in done)} verdicts, {sum(c.programs for c in done)} programs: "
+        f"{sum(len(c.found) for c in done)} differences, {len(wrong)} of them not as {LISTED.name} says"
+    )
+    for text in wrong:
+        click.echo(text[:1500])
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The differential test finds what differs, tells it from what differs every time, and holds its list both ways."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import differential
+import pytest
+from differential import Compared, Difference, Listed, Said, compare, complaints, read_listed
+from kill_matrix import Entry
+
+from kvconform.isolation.codec import dump_program
+from kvconform.scenario import transfer
+
+ENTRY = Entry("mutant", "saving:Some", frozenset({"SAVE-05"}))
+PROGRAM = json.dumps(dump_program(transfer.reload().examples[0]), sort_keys=True)
+RAN = {"error": "", "findings": [], "history": "1"}
+
+
+def said(verdict: str = "pass", came: dict[str, Any] | None = None) -> Said:
+    """What one engine says of the one connector, test and program."""
+    return Said({"saving:Some": {("test_x", "SAVE-05"): verdict}}, {"saving:Some": {PROGRAM: came or RAN}}, "")
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, real: Said, own: Said, played: dict[str, list[Any]]) -> Compared:
+    """With what the engines say, and what they do when the program is played again."""
+    monkeypatch.setattr(differential, "ask", lambda engine, *_: real if engine == "vllm" else own)
+    monkeypatch.setattr(differential, "play", lambda engine, jobs, timeout: played[engine])
+    (found,) = compare([ENTRY], narrow=True)
+    return found
+
+
+def result(what: str) -> dict[str, Any]:
+    """A played program with one event."""
+    return {"findings": [], "history": [{"event": "HookCall", "hook": what}]}
+
+
+def test_equal_engines_differ_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compared(monkeypatch, said(), said(), {})
+    assert (found.verdicts, found.programs, found.found) == (1, 1, [])
+
+
+def test_another_verdict_and_another_end_are_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compared(monkeypatch, said("fail"), said("pass", {"error": "HungError"}), {}).found
+    assert [(difference.rule, difference.text) for difference in found] == [
+        ("SAVE-05", "fail on vllm, pass on embedded"),
+        ("", "ran on vllm, HungError on embedded"),
+    ]
+
+
+def test_another_history_is_a_difference_if_vllm_repeats_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = said(came={**RAN, "history": "2"})
+    same = {"vllm": [result("a"), result("a")], "embedded": [result("b"), result("b")]}
+    assert "event 0" in compared(monkeypatch, said(), other, same).found[0].text
+    timed = {"vllm": [result("a"), result("c")], "embedded": [result("b"), result("b")]}
+    found = compared(monkeypatch, said(), other, timed)
+    assert (found.timed, found.found) == (1, [])
+
+
+def test_the_list_is_held_both_ways() -> None:
+    one = Compared(ENTRY, {"SAVE-05"}, found=[Difference("saving:Some", "SAVE-05", "test_x", "fail on vllm")])
+    listed = Listed("saving:Some", ("SAVE-05",), "why")
+    assert len(complaints([one], [])) == 1
+    assert complaints([one], [listed]) == []
+    assert "there is none" in complaints([Compared(ENTRY, {"SAVE-05"})], [listed])[0]
+    # Nothing is said of connectors and rules that were not tried.
+    assert complaints([], [listed]) == complaints([Compared(ENTRY, {"SAVE-06"})], [listed]) == []
+
+
+def test_every_listed_difference_is_of_a_connector_of_the_matrix_and_has_a_reason() -> None:
+    known = {entry.connector for entry in differential.read_entries()}
+    assert all(entry.connector in known and entry.reason for entry in read_listed())
