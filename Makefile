@@ -27,7 +27,9 @@ DIFFERENTIAL_ARGS ?=
 CUDA_PYTHON ?= python3
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Compiling all of torch and vLLM takes longer than the tests; what is imported gets compiled then.
+# Compiling all of torch and vLLM takes longer than the tests; what is imported gets compiled then, and once only:
+# without files of bytecode, every process compiles vLLM anew, which costs more than importing it.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 PINNED := $(INSTALL) --constraint constraints.txt
 

@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -353,6 +354,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'? " if close else ""
 
 
+@cache
 def _detect_device() -> Literal["cpu", "cuda"]:
     # torch itself must not be imported here, so its distribution's version has to tell (2.13.0+cpu is a CPU build).
     try:

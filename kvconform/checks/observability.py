@@ -10,16 +10,19 @@ from kvconform.engine.history import EventsPublished, History, MetricsObserved, 
 _KINDS = (StatisticsTaken, StatisticsRead, MetricsObserved, EventsPublished)
 
 
+def _with_problems(history: History) -> list[StatisticsTaken | StatisticsRead | MetricsObserved | EventsPublished]:
+    return [event for event in history.events if isinstance(event, _KINDS) and event.problems]
+
+
 def problems(rule: str) -> Callable[[History], Iterator[Finding]]:
     """The problems that were noted for a rule, the first of them."""
 
     def find(history: History) -> Iterator[Finding]:
-        for event in history.events:
-            if isinstance(event, _KINDS):
-                for broken, expected, observed in event.problems:
-                    if broken == rule:
-                        yield Finding(rule, expected, observed, event)
-                        return
+        for event in history.derived(_with_problems):
+            for broken, expected, observed in event.problems:
+                if broken == rule:
+                    yield Finding(rule, expected, observed, event)
+                    return
 
     return find
 

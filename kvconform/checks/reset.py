@@ -43,7 +43,12 @@ class _Engine:
 
 
 def _walk(history: History) -> Iterator[tuple[_Engine, Event, int]]:
-    """Every event with what is known by then, and the tokens in front that a match query was promised."""
+    """Every event with what is known by then, and the tokens in front that a match query was promised.
+
+    Nothing for a history without a reset of the connector, as most are: no rule of this chapter is about it.
+    """
+    if not any(event.connector and not event.inherits for event in history.of(CacheReset)):
+        return
     engines: dict[int, _Engine] = {}
     for event in history.events:
         engine = engines.setdefault(event.engine, _Engine())

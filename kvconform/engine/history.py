@@ -429,18 +429,35 @@ class History:
 
     events: list[Event] = field(default_factory=list)
     _derived: dict[Callable[[History], Any], tuple[int, Any]] = field(default_factory=dict, repr=False, compare=False)
+    #: Events by type, calls by hook and by set of hooks, as far as ``_sorted`` events: hundreds of checks ask for them.
+    _by_type: dict[type[Event], list[Any]] = field(default_factory=dict, repr=False, compare=False)
+    _by_hooks: dict[tuple[str, ...], list[HookCall]] = field(default_factory=dict, repr=False, compare=False)
+    _sorted: int = field(default=0, repr=False, compare=False)
 
     def add(self, event: Event) -> None:
         """Append one event."""
         self.events.append(event)
 
     def of(self, kind: type[E]) -> Iterator[E]:
-        """The events of one kind, in order."""
-        return (event for event in self.events if isinstance(event, kind))
+        """The events of one kind, in order; no kind of event derives from another."""
+        self._sort()
+        return iter(self._by_type.get(kind, ()))
 
     def calls(self, *hooks: str) -> Iterator[HookCall]:
         """The calls of these hooks, in order; of all hooks when none is named."""
-        return (call for call in self.of(HookCall) if not hooks or call.hook in hooks)
+        self._sort()
+        if hooks not in self._by_hooks:
+            calls = self._by_type.get(HookCall, ())
+            self._by_hooks[hooks] = [call for call in calls if not hooks or call.hook in hooks]
+        return iter(self._by_hooks[hooks])
+
+    def _sort(self) -> None:
+        if self._sorted == len(self.events):
+            return
+        self._by_hooks.clear()
+        for event in self.events[self._sorted :]:
+            self._by_type.setdefault(type(event), []).append(event)
+        self._sorted = len(self.events)
 
     def derived(self, of: Callable[[History], T]) -> T:
         """What ``of`` makes of this history; worked out once as long as nothing is added."""
