@@ -12,6 +12,9 @@ STAMPS := $(VENV)/.stamps
 OVERLAY := .overlays/vllm-$(NEXT_VLLM)
 REPORTS := .kvconform/reports
 REFERENCE := kvconform.reference.file_store:FileStoreConnector
+# A connector with one defect, and a test that shows it.
+DEFECTIVE := tests/embedded/demo.toml
+DEFECTIVE_TEST := test_planned_work_is_handed_out_once
 PINNED_OFFLOAD := kvconform.reference.pinned_offload:PinnedOffloadConnector
 
 # More options for pytest, e.g. make test PYTEST_ARGS="-k layout"
@@ -40,8 +43,11 @@ PINNED := $(INSTALL) --constraint constraints.txt
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMPS)/embedded ## Install the kit without vLLM and run the suites on the reference connector
+demo: $(STAMPS)/embedded ## Install the kit without vLLM, show a defect, and run the suites on the reference connector
 	@mkdir -p $(REPORTS)
+	@echo "First a connector with a defect: it has to fail."
+	$(BIN)/pytest --kvconform-config=$(DEFECTIVE) -k $(DEFECTIVE_TEST); test $$? -eq 1
+	@echo "Now the reference connector: it has to pass."
 	$(BIN)/pytest --kvconform=$(REFERENCE) --kvconform-report=$(REPORTS)/demo.html $(PYTEST_ARGS)
 	@echo "The verdict on each rule is above; as a page: $(abspath $(REPORTS)/demo.html)"
 
