@@ -25,6 +25,8 @@ JOBS ?= 2
 MATRIX_ARGS ?=
 # Options for make differential, e.g. DIFFERENTIAL_ARGS="--only failures:" or "--sample 40"
 DIFFERENTIAL_ARGS ?=
+# Options for make mutate, e.g. MUTATE_ARGS="--changed main" or files under kvconform/
+MUTATE_ARGS ?=
 
 # The Python of make cuda: .venv has torch and vLLM for no device
 CUDA_PYTHON ?= python3
@@ -38,7 +40,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test releases matrix matrix-all differential cuda lint format rulebook out-of-tree wheel install clean
+.PHONY: help demo test coverage mutate releases matrix matrix-all differential cuda lint format rulebook out-of-tree wheel install clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +55,15 @@ demo: $(STAMPS)/embedded ## Install the kit without vLLM, show a defect, and run
 
 test: $(STAMPS)/dev $(STAMPS)/vllm ## Install everything, the real vLLM too, and run all tests of the project
 	$(BIN)/pytest --numprocesses=$(JOBS) $(PYTEST_ARGS)
+
+coverage: $(STAMPS)/dev $(STAMPS)/vllm ## Run all tests and report branch coverage, the connectors' processes included
+	$(BIN)/coverage erase
+	KVCONFORM_GRACE=5 $(BIN)/coverage run -m pytest --numprocesses=$(JOBS) $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+
+mutate: $(STAMPS)/dev $(STAMPS)/vllm ## Break the kit's checks and its oracle one thing at a time: their tests must fail
+	$(BIN)/python tests/mutation/mutate.py --jobs=$(JOBS) $(MUTATE_ARGS)
 
 releases: $(STAMPS)/kvconform $(STAMPS)/vllm $(OVERLAY)/.installed ## Run the suites on the reference connector with the next vLLM release
 	PYTHONPATH=$(OVERLAY) $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)

@@ -59,10 +59,20 @@ class Mutation:
         where, before, after = self.key
         return f"{where}: {before}  ->  {after}"
 
-    def applied(self, source: ast.Module) -> ast.Module:
-        """A copy of the file's syntax tree with the change, its line numbers as in the file."""
+    def applied(self, source: ast.Module, *, beside: bool = False) -> ast.Module:
+        """A copy of the file's syntax tree with the change, its line numbers as in the file.
+
+        With ``beside`` the original stays in a branch that is never taken, so that the function goes on using the same
+        names from around it, and goes on being a generator if it is one.
+        """
         tree = copy.deepcopy(source)
-        _put(tree, self._path, ast.copy_location(copy.deepcopy(self._change), _at(source, self._path)))
+        original = _at(source, self._path)
+        changed = copy.deepcopy(self._change)
+        if beside and isinstance(original, ast.stmt):
+            changed = ast.If(ast.Constant(True), [changed], [copy.deepcopy(original)])
+        elif beside and isinstance(original, ast.expr):
+            changed = ast.IfExp(ast.Constant(True), changed, copy.deepcopy(original))
+        _put(tree, self._path, ast.copy_location(changed, original))
         return ast.fix_missing_locations(tree)
 
 

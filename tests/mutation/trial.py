@@ -1,8 +1,9 @@
 """Plugin for pytest that tries mutations: one forked child each, which runs the tests that reach the changed lines.
 
 The suite runs once as it is, and coverage.py notes which test ran which line of the files at hand. Then, for every
-mutation, a child of this warm process exchanges the code of the functions concerned and runs those tests, quickest
-first, until one fails. A child that uses far more processor time than the unchanged tests did has failed, too.
+mutation, a child of this warm process exchanges the code of the functions concerned and runs those tests, those that
+reach most of the file first, until one fails. A child that uses far more processor time than the unchanged tests did
+has failed, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +44,7 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.failed: set[str] = set()
         self._data: coverage.CoverageData | None = None
+        self._shares: dict[Path, Counter[str]] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -83,7 +86,15 @@ class Trial:
         contexts = self._data.contexts_by_lineno(str(file))
         tests = {test for line in mutation.lines for test in contexts.get(line, ())}
         reaching = [item for item in items if item.nodeid in tests and self.seconds[item.nodeid] <= self.slow]
-        return sorted(reaching, key=lambda item: self.seconds[item.nodeid])
+        return sorted(reaching, key=lambda item: (-self._share(file, item.nodeid), self.seconds[item.nodeid]))
+
+    def _share(self, file: Path, test: str) -> int:
+        """How many lines of the file a test reaches: those that are about it come first."""
+        if file not in self._shares:
+            assert self._data is not None
+            contexts = self._data.contexts_by_lineno(str(file)).values()
+            self._shares[file] = Counter(test for tests in contexts for test in tests)
+        return self._shares[file][test]
 
     # -- one mutation --------------------------------------------------------------------------------------------------
 
@@ -94,6 +105,7 @@ class Trial:
         running: dict[int, tuple[str, Mutation]] = {}
         # A collection in a child would only copy the pages of everything that is alive here.
         gc.collect()
+        living = {module: list(functions_of(file)) for file, module in self.files}
         for module, mutation in found:
             tests = self._reaching(mutation, where[module], items)
             if not tests:
@@ -102,14 +114,16 @@ class Trial:
             sys.stdout.flush()
             child = os.fork()
             if child == 0:
-                self._be_child(mutation, where[module], tests)
+                self._be_child(mutation, where[module], living[module], tests)
             running[child] = (module, mutation)
             if len(running) >= self.jobs:
                 yield _ended(running)
         while running:
             yield _ended(running)
 
-    def _be_child(self, mutation: Mutation, file: Path, tests: Sequence[pytest.Item]) -> None:
+    def _be_child(
+        self, mutation: Mutation, file: Path, living: Sequence[types.FunctionType], tests: Sequence[pytest.Item]
+    ) -> None:
         """Never returns."""
         status = 2
         try:
@@ -119,7 +133,7 @@ class Trial:
             seconds = int(used.ru_utime + used.ru_stime + limit) + 1
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
             _be_silent()
-            exchange(mutation, file)
+            exchange(mutation, file, living)
             status = int(self._fails(tests))
         finally:
             os._exit(status)
@@ -146,23 +160,41 @@ def _be_silent() -> None:
     os.dup2(nowhere, 2)
 
 
-def exchange(mutation: Mutation, file: Path) -> None:
+def exchange(mutation: Mutation, file: Path, functions: Iterable[types.FunctionType] | None = None) -> None:
     """Give all living functions of ``file`` the code that the mutation makes of them; all modules hold the same ones.
 
     Raises:
         LookupError: the mutation changes no function that is alive.
-        ValueError: the changed code has other names from around it than the function, which cannot be exchanged then.
     """
+    living = list(functions_of(file) if functions is None else functions)
     source = ast.parse(file.read_text(encoding="utf-8"))
-    before, after = (_by_name(compile(tree, str(file), "exec")) for tree in (source, mutation.applied(source)))
-    new = {code: after[name] for name, code in before.items() if name in after and after[name] != code}
-    exchanged = 0
+    try:
+        _exchange(living, file, source, mutation.applied(source))
+    except ValueError:  # the new code needs fewer names from around it, which Python does not allow
+        _exchange(living, file, source, mutation.applied(source, beside=True))
+
+
+def functions_of(file: Path) -> Iterator[types.FunctionType]:
+    """The functions of a file that are alive."""
     for thing in gc.get_objects():
-        if isinstance(thing, types.FunctionType) and thing.__code__ in new:
-            thing.__code__ = new[thing.__code__]
-            exchanged += 1
-    if not exchanged:
-        raise LookupError(f"{mutation} changes no function that is alive")
+        # By its very type: isinstance would ask lazy objects for their class, and wake them.
+        if type(thing) is types.FunctionType and thing.__code__.co_filename == str(file):
+            yield thing
+
+
+def _exchange(living: Iterable[types.FunctionType], file: Path, source: ast.Module, mutated: ast.Module) -> None:
+    before, after = (_by_name(compile(tree, str(file), "exec")) for tree in (source, mutated))
+    new = {_place(code): after[name] for name, code in before.items() if name in after and after[name] != code}
+    concerned = [function for function in living if _place(function.__code__) in new]
+    if not concerned:
+        raise LookupError(f"the mutation changes no function of {file} that is alive")
+    for function in concerned:
+        function.__code__ = new[_place(function.__code__)]
+
+
+def _place(code: types.CodeType) -> tuple[str, int, bytes]:
+    """Tells code objects of a file apart. They can't be compared: Python 3.11 adapts those that have run."""
+    return code.co_qualname, code.co_firstlineno, code.co_linetable
 
 
 def _by_name(code: types.CodeType) -> dict[tuple[str, int, int], types.CodeType]:
