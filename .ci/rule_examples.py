@@ -129,7 +129,7 @@ def plain(text: str) -> str:
 def defect_of(entry: Entry) -> str:
     """The first paragraph of the connector's docstring, read from its source, without the kit's own numbering."""
     file, _, name = entry.connector.partition(":")
-    for node in ast.parse((HERE / f"{file}.py").read_bytes()).body:
+    for node in ast.walk(ast.parse((HERE / f"{file}.py").read_bytes())):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return sentence(" ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()))
     return ""

@@ -37,7 +37,8 @@ class KVPages:
             if name in layer_names:
                 by_memory.setdefault((tensor.data_ptr(), tensor.shape), name)
         self._pages = {name: _as_pages(name, kv_caches[name], num_blocks) for name in by_memory.values()}
-        self._device = next(iter(self._pages.values())).device
+        # A pipeline stage may have no layer of the group.
+        self._device = next((pages.device for pages in self._pages.values()), torch.device("cpu"))
         self._bytes_of = {name: pages[0].numel() for name, pages in self._pages.items()}
         self.block_bytes = sum(self._bytes_of.values())
         self.fingerprint = self._fingerprint(kv_caches)

@@ -84,6 +84,10 @@ timeout = 60
 # Environment variables, set before vLLM is imported.
 [env]
 # MY_STORE_MODE = "test"
+
+# The same for each engine alone, set while it starts: here placeholders count, and a port is another one per engine.
+[engine_env]
+# MY_SIDE_CHANNEL_PORT = "{port}"
 """
 
 _WORKFLOW_TEXT = """\

@@ -53,6 +53,7 @@ def test_every_line_that_is_commented_out_is_accepted_too() -> None:
     assert placeholders(config.kv_connector_extra_config) == {"dir", "port"}
     assert config.capabilities == ("sync-load", "persistence")
     assert config.env == {"MY_STORE_MODE": "test"}
+    assert config.engine_env == {"MY_SIDE_CHANNEL_PORT": "{port}"}
 
 
 def test_the_commands_of_the_workflow_exist_with_their_options(pytestconfig: pytest.Config) -> None:
