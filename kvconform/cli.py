@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from kvconform import __version__
-from kvconform.commands import cases, reports, rules, starting
+from kvconform.commands import cases, inspecting, reports, rules, starting
 from kvconform.errors import UsageError
 
 USAGE_EXIT_CODE = 4
@@ -60,7 +60,16 @@ def main() -> None:
     """
 
 
-for command in (rules.explain, rules.rules, reports.report, reports.verify, reports.diff, cases.replay, starting.init):
+for command in (
+    rules.explain,
+    rules.rules,
+    inspecting.inspect,
+    reports.report,
+    reports.verify,
+    reports.diff,
+    cases.replay,
+    starting.init,
+):
     main.add_command(command)
 
 

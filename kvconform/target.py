@@ -78,7 +78,7 @@ class Target:
             own = [name for name in connectors if vars(module)[name] is not base]
             raise UsageError(
                 f"{self.spec}: module '{module_path}' has no attribute '{self.class_name}'; "
-                f"{_suggest(self.class_name, own, 'its connector classes are')}"
+                f"{suggest(self.class_name, own, 'its connector classes are')}"
             ) from None
 
     def _import(self, module_path: str) -> Any:
@@ -124,38 +124,47 @@ def parse_target(spec: str, directory: Path) -> Target:
     Raises:
         UsageError: malformed, no such module, file or class.
     """
+    kind, place, name = split_spec(spec)
+    if kind == "registered":
+        return Target(spec, "registered", None, name, f"vllm:{name}")
+    if kind == "file":
+        return _parse_file(spec, directory / place, name)
+    return _parse_module(spec, place, name, directory)
+
+
+def split_spec(spec: str) -> tuple[Kind, str, str]:
+    """The form of a SPEC, what stands before its last colon, and the name after it; nothing is looked up.
+
+    Raises:
+        UsageError: malformed.
+    """
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name.isidentifier():
         example = f"{spec}:MyConnector" if not colon and spec else "my_package.my_module:MyConnector"
         raise UsageError(f"'{spec}' does not name a connector class: expected {FORMS}, for example {example}.")
     if place == "vllm":
-        return Target(spec, "registered", None, name, f"vllm:{name}")
+        return "registered", place, name
     if place.endswith(".py") or "/" in place or "\\" in place:
-        return _parse_file(spec, directory / place, name)
-    return _parse_module(spec, place, name, directory)
+        return "file", place, name
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise UsageError(f"'{spec}': '{place}' is not a module name: expected {FORMS}.")
+    return "module", place, name
 
 
 def _parse_module(spec: str, module: str, name: str, directory: Path) -> Target:
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise UsageError(f"'{spec}': '{module}' is not a module name: expected {FORMS}.")
     found, search_path = _find(spec, module, None), None
     if found is None and _find(spec, module.partition(".")[0], [str(directory)]) is not None:
         found, search_path = _find(spec, module, [str(directory)]), directory
     if found is None:
         raise UsageError(f"'{spec}': {_why_not_found(spec, module, directory)}")
     if found.origin is not None and found.origin.endswith(".py"):
-        _check_source(spec, Path(found.origin), name)
+        check_name(spec, Path(found.origin), parse_source(spec, Path(found.origin)), name)
     return Target(spec, "module", module, name, f"{module}:{name}", search_path)
 
 
 def _parse_file(spec: str, path: Path, name: str) -> Target:
-    if not path.is_file():
-        nearby = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UsageError(
-            f"'{spec}': there is no file {path}; {_suggest(path.name, nearby, 'the Python files there are')}"
-        )
-    path = path.resolve()
-    module, root = _module_of(path)
+    path = existing_file(spec, path)
+    module, root = module_of(path)
     if not all(part.isidentifier() for part in module.split(".")):
         raise UsageError(
             f"'{spec}': vLLM imports a connector by module name, and '{module}' cannot be one: "
@@ -171,11 +180,25 @@ def _parse_file(spec: str, path: Path, name: str) -> Target:
             f"'{spec}': vLLM would import this file by the name '{top}', which already belongs to {where}: "
             "rename the file (or its package), or name the connector as package.module:Class."
         )
-    _check_source(spec, path, name)
+    check_name(spec, path, parse_source(spec, path), name)
     return Target(spec, "file", module, name, f"{module}:{name}", None if existing is not None else root)
 
 
-def _module_of(path: Path) -> tuple[str, Path]:
+def existing_file(spec: str, path: Path) -> Path:
+    """The file that ``spec`` names, resolved.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not path.is_file():
+        nearby = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UsageError(
+            f"'{spec}': there is no file {path}; {suggest(path.name, nearby, 'the Python files there are')}"
+        )
+    return path.resolve()
+
+
+def module_of(path: Path) -> tuple[str, Path]:
     """Dotted module name of a file and the folder it is relative to: the first one upwards without ``__init__.py``."""
     parts = [path.stem] if path.stem != "__init__" else []
     folder = path.parent
@@ -199,7 +222,7 @@ def _find(spec: str, module: str, path: Sequence[str] | None) -> ModuleSpec | No
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
         loaded = sys.modules.get(name)
-        found = getattr(loaded, "__spec__", None) or _ask_finders(name, path)
+        found = getattr(loaded, "__spec__", None) or ask_finders(name, path)
         if found is None:
             return _find_by_import(spec, module) if "." in name else None
         # A package may have extended its own search path while it was imported, as this one does.
@@ -207,7 +230,8 @@ def _find(spec: str, module: str, path: Sequence[str] | None) -> ModuleSpec | No
     return found
 
 
-def _ask_finders(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+def ask_finders(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """Spec of a module, without importing anything; ``path`` is that of its parent package."""
     for finder in sys.meta_path:
         find_spec = getattr(finder, "find_spec", None)
         found: ModuleSpec | None = find_spec(name, path) if find_spec is not None else None
@@ -250,20 +274,34 @@ def _why_not_found(spec: str, module: str, directory: Path) -> str:
     if found.submodule_search_locations is None:
         return f"'{parent}' is a module, not a package, so it has no '{missing}'; expected {FORMS}."
     siblings = [info.name for info in pkgutil.iter_modules(found.submodule_search_locations)]
-    return f"package '{parent}' has no module '{missing}'; {_suggest(missing, siblings, 'it has')}"
+    return f"package '{parent}' has no module '{missing}'; {suggest(missing, siblings, 'it has')}"
 
 
-def _check_source(spec: str, path: Path, name: str) -> None:
-    """Look the class up in the source; silent where only an import can tell."""
+def parse_source(spec: str, path: Path) -> ast.Module:
+    """The source of the module that ``spec`` names.
+
+    Raises:
+        UsageError: it cannot be read, or is not valid Python.
+    """
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except OSError as error:
+        raise UsageError(f"'{spec}': {path} cannot be read: {error.strerror or error}.") from error
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UsageError(f"'{spec}': {path}{line} is not valid Python: {_sentence(error)}.") from error
+
+
+def check_name(spec: str, path: Path, tree: ast.Module, name: str) -> None:
+    """Look the class up in the source; silent where only an import can tell.
+
+    Raises:
+        UsageError: no statement of the module binds the name.
+    """
     names, complete = _top_level_names(tree.body)
     if name not in names and complete:
         classes = sorted(k for k, is_class in names.items() if is_class)
-        raise UsageError(f"'{spec}': {path} has no class '{name}'; {_suggest(name, classes, 'its classes are')}")
+        raise UsageError(f"'{spec}': {path} has no class '{name}'; {suggest(name, classes, 'its classes are')}")
 
 
 def _top_level_names(body: Iterable[ast.stmt]) -> tuple[dict[str, bool], bool]:
@@ -337,7 +375,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {_alternatives(close)}? Otherwise " if close else ""
 
 
-def _suggest(name: str, known: Sequence[str], listing: str) -> str:
+def suggest(name: str, known: Sequence[str], listing: str) -> str:
     """What to do about an unknown name: the close ones, or all when there are few, or nothing to offer."""
     close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.6)
     if close:

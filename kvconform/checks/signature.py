@@ -107,7 +107,7 @@ LATER_KEYWORD = "added_by_a_later_release"
 def shape_of(cls: type[Any], base: type[Any], hma: bool) -> ClassShape:
     """Everything that the class alone shows, as plain data: the class stays in the process that imported it."""
     signature = _constructor_signature(cls)
-    problem = None if signature is None else _binding_error(signature, ("vllm_config", "role", "kv_cache_config"), ())
+    problem = None if signature is None else binding_error(signature, ("vllm_config", "role", "kv_cache_config"), ())
     findings = (*abstract_methods(cls), *signatures(cls, base), *unbound_answers(cls))
     names = dict.fromkeys([*(call.hook for call in ENGINE_CALLS), *CLASS_ANSWERS])
     return ClassShape(
@@ -151,7 +151,8 @@ def signatures(cls: type[Any], base: type[Any]) -> Iterator[Finding]:
     """SIG-07: overrides that can't be called as the engine calls them."""
     for call in ENGINE_CALLS:
         if overridden(cls, base, call.hook):
-            problem = _problem(cls, base, call)
+            signature = _signature(cls, call.hook)
+            problem = None if signature is None else call_problem(signature, call, _signature(base, call.hook))
             if problem is not None:
                 yield Finding("SIG-07", f"vLLM calls {call}", f"{_declared(cls, call.hook)}: {problem}", BEFORE)
 
@@ -161,16 +162,14 @@ def overridden(cls: type[Any], base: type[Any], name: str) -> bool:
     return hasattr(cls, name) and inspect.getattr_static(cls, name) is not inspect.getattr_static(base, name, None)
 
 
-def _problem(cls: type[Any], base: type[Any], call: EngineCall) -> str | None:
-    signature = _signature(cls, call.hook)
-    if signature is None:
-        return None
-    error = _binding_error(signature, call.positional, call.named)
+def call_problem(signature: inspect.Signature, call: EngineCall, of_base: inspect.Signature | None) -> str | None:
+    """Why the engine's call does not fit a hook's parameters, in words; both signatures are without self."""
+    error = binding_error(signature, call.positional, call.named)
     if error is None and call.open_ended:
-        error = _binding_error(signature, call.positional, (*call.named, LATER_KEYWORD))
+        error = binding_error(signature, call.positional, (*call.named, LATER_KEYWORD))
         if error is not None:
             return f"it has to take further keyword arguments (**kwargs), as the base class's does: {error}"
-    return error or _disorder(signature, call, _signature(base, call.hook))
+    return error or disorder(signature, call, of_base)
 
 
 def _signature(cls: type[Any], name: str) -> inspect.Signature | None:
@@ -195,7 +194,8 @@ def _bare(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=parameters, return_annotation=signature.empty)
 
 
-def _binding_error(signature: inspect.Signature, positional: tuple[str, ...], named: tuple[str, ...]) -> str | None:
+def binding_error(signature: inspect.Signature, positional: tuple[str, ...], named: tuple[str, ...]) -> str | None:
+    """Why so many arguments by position and these by name can't be passed, in Python's words."""
     try:
         signature.bind(*positional, **dict.fromkeys(named))
     except TypeError as error:
@@ -203,7 +203,7 @@ def _binding_error(signature: inspect.Signature, positional: tuple[str, ...], na
     return None
 
 
-def _disorder(signature: inspect.Signature, call: EngineCall, of_base: inspect.Signature | None) -> str | None:
+def disorder(signature: inspect.Signature, call: EngineCall, of_base: inspect.Signature | None) -> str | None:
     """A parameter that has the base class's name of another position: its value would be taken for something else."""
     names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     known = call.positional if of_base is None else tuple(of_base.parameters)[: len(call.positional)]

@@ -14,6 +14,9 @@ from kvconform.errors import UsageError
 #: Columns where the output goes to a file or a pipe, which has no width of its own.
 _WIDTH_WITHOUT_TERMINAL = 160
 
+#: How the level of a rule is shown.
+LEVEL_STYLES = {"MUST": "bold red", "SHOULD": "yellow", "MAY": "cyan"}
+
 
 def make_console() -> Console:
     """A console on the current stdout; colours only where rich sees a terminal."""

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvconform.commands.output import make_console, write
+from kvconform.commands.output import LEVEL_STYLES, make_console, write
 from kvconform.errors import UsageError
 from kvconform.report.building import NO_TEST
 from kvconform.rules import (
@@ -27,8 +27,6 @@ from kvconform.rules import (
     rule_section,
 )
 from kvconform.rules.engine_bugs import load_engine_bugs
-
-_LEVEL_STYLES = {"MUST": "bold red", "SHOULD": "yellow", "MAY": "cyan"}
 
 
 @click.command()
@@ -123,7 +121,7 @@ def _print_table(found: Sequence[Rule]) -> None:
     for rule in found:
         table.add_row(
             rule.id,
-            Text(rule.level, style=_LEVEL_STYLES[rule.level]),
+            Text(rule.level, style=LEVEL_STYLES[rule.level]),
             rule.capability,
             _releases(rule),
             Text(rule.sentence),
@@ -162,9 +160,7 @@ def _releases(rule: Rule) -> str:
 def _print_rule(rule: Rule, catalogue: Catalogue) -> None:
     console = make_console()
     last = f"up to {rule.until}" if rule.until else "and later"
-    head = Text.assemble(
-        (rule.id, "bold"), "  ", (rule.level, _LEVEL_STYLES[rule.level]), f"  vLLM {rule.since} {last}"
-    )
+    head = Text.assemble((rule.id, "bold"), "  ", (rule.level, LEVEL_STYLES[rule.level]), f"  vLLM {rule.since} {last}")
     needs = "every connector" if rule.capability == "base" else f"connectors with the capability {rule.capability}"
     console.print(head)
     console.print(Text(f"{catalogue.chapter(rule.chapter).title}; {needs}", style="dim"))
