@@ -65,7 +65,8 @@ def _judge_block(report: Report, block: int, told: set[_Told]) -> Iterator[_Judg
         load = recent[-1]
         rule = "FAIL-02" if load.asynchronous else "FAIL-03"
         due = "the output with its finished_recving, at the latest" if load.asynchronous else "the step that loads it"
-        late = f"{observed} {_age(load, report.step)} step(s) too late"
+        steps = _age(load, report.step)
+        late = f"{observed} {steps} step{'' if steps == 1 else 's'} too late"
         yield rule, report, f"a failure of {load.request}'s load in {due}", late, (load.request,)
     else:
         expected = "only blocks that a load of now was to fill"

@@ -95,7 +95,7 @@ def describe_action(action: Action) -> str:
     if isinstance(action, FailForward):
         return f"let the forward raise after {action.layers} layer(s), which ends the engine; start a new one"
     if isinstance(action, Step):
-        return f"run {action.count} step(s)"
+        return f"run {action.count} step{'' if action.count == 1 else 's'}"
     if isinstance(action, Restart):
         how = "" if action.drain else " amid what is under way"
         again = " twice" if action.twice else ""

@@ -73,7 +73,7 @@ def test_lora_and_salt_are_part_of_the_identity() -> None:
             "add c: prompt 58 tokens (first's prompt and its 8 generated tokens + 10 tokens of seed 2), max_tokens=1",
         ),
         (Abort("a"), "abort a"),
-        (Step(3), "run 3 step(s)"),
+        (Step(3), "run 3 steps"),
         (Drain(), "run until idle"),
         (ForgetLocal(), "drop the local prefix cache"),
         (PreemptAll(), "preempt every running request"),
