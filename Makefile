@@ -40,7 +40,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage mutate releases matrix matrix-all differential cuda lint format rulebook out-of-tree wheel install clean
+.PHONY: help demo test coverage mutate releases matrix matrix-all differential cuda bench lint format rulebook out-of-tree wheel install clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,11 @@ differential: $(STAMPS)/dev $(STAMPS)/vllm ## All connectors of the matrix on vL
 cuda: ## On a machine with an NVIDIA GPU, in an environment with vLLM for CUDA: the suites there, and the mutants that need it
 	$(CUDA_PYTHON) -m pytest --kvconform=$(PINNED_OFFLOAD) --kvconform-device=cuda $(PYTEST_ARGS)
 	$(CUDA_PYTHON) tests/mutants/kill_matrix.py --device=cuda --jobs=1 $(MATRIX_ARGS)
+
+bench: $(STAMPS)/bench $(STAMPS)/vllm ## Measure the kit beside its peers, and write the figures into the docs
+	@mkdir -p .kvconform
+	$(BIN)/python -m pytest -c benchmarks/pytest.ini benchmarks --benchmark-json=.kvconform/benchmarks.json
+	$(BIN)/python benchmarks/figures.py .kvconform/benchmarks.json docs/performance.md
 
 lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -127,6 +132,11 @@ $(STAMPS)/embedded: $(STAMPS)/kvconform
 
 $(STAMPS)/dev: $(STAMPS)/kvconform
 	$(PINNED) --editable ".[dev]"
+	@touch $@
+
+# Without py-cpuinfo2, which would overwrite the module cpuinfo of vLLM's py-cpuinfo; that one serves as well.
+$(STAMPS)/bench: $(STAMPS)/dev
+	$(PINNED) --no-deps pytest-benchmark
 	@touch $@
 
 # Another release over the dependencies of the first one; PYTHONPATH puts it in front.
