@@ -43,6 +43,8 @@ class Figure:
             return f"| {self.what} | {NOT_MEASURED} | | {self.goal} | |"
         value = self.compute(*found)
         verdict = "" if self.met is None else "yes" if self.met(value) else "**no**"
+        if value < 0:  # The kit cannot make a run shorter: something else went on during the other one.
+            verdict = "disturbed"
         made_from = ", ".join(map(measured, found))
         return f"| {self.what} | {value:.{self.digits}f} {self.unit} | {made_from} | {self.goal} | {verdict} |"
 
