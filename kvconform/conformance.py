@@ -21,6 +21,7 @@ from kvconform.capabilities import Capability, Shown
 from kvconform.cases.model import How
 from kvconform.cases.writer import CaseWriter, replay_command
 from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
+from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig, expand, placeholders
 from kvconform.engine.history import EngineRaised, History, NeverIdle, Unsimulated, WrongBytes
@@ -140,7 +141,11 @@ class Conformance:
     def _examine_here(self, program: Program) -> Examination:
         history = self.play(program)
         release = release_of(self.config.resolved_engine) or ""
-        examination = replace(self._fair(examine(history, release)), capabilities=capabilities.exercised(history))
+        examination = replace(
+            self._fair(examine(history, release)),
+            capabilities=capabilities.exercised(history),
+            offered=offered_by_request(history),
+        )
         refusal = refused(history)
         # A refusal is legal, unless a rule about starting was broken.
         if refusal is not None and (examination.clean or _stumbles_anyway(program, examination)):

@@ -70,6 +70,15 @@ def offered(match: HookCall) -> int:
     return max(0, answer[0])
 
 
+def offered_by_request(history: History) -> dict[str, int]:
+    """Request id -> the most tokens that get_num_new_matched_tokens offered for it."""
+    most: dict[str, int] = {}
+    for call in history.calls("get_num_new_matched_tokens"):
+        request = call.args["request"]
+        most[request] = max(most.get(request, 0), offered(call))
+    return most
+
+
 def finishes(history: History) -> Iterator[HookCall]:
     """The calls that ended a request, of either name."""
     return history.calls(*FINISH_HOOKS)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvconform.checks.calls import offered
 from kvconform.checks.model import Examination, Finding
-from kvconform.engine.history import History
+from kvconform.engine.history import Event
 
+# Such a finding is about a whole program, compared with another one.
+_WHOLE = Event(0, 0)
 _EXPECTED = {
     "SAVE-15": "a full store makes room for what comes, from entries that nobody needs",
     "MATCH-09": "an answer that no allocation followed leaves nothing behind, once its request has ended",
@@ -19,33 +20,28 @@ _EXPECTED = {
 }
 
 
-def offers(history: History, request: str) -> int:
-    """The most that was offered of the prompts of requests whose ids begin so."""
-    calls = history.calls("get_num_new_matched_tokens")
-    return max((offered(call) for call in calls if call.args["request"].startswith(request)), default=0)
+def _offers(examination: Examination, prefix: str) -> dict[str, int]:
+    """What was offered for the requests whose ids begin so; a clean examination travels without its history."""
+    return {request: tokens for request, tokens in examination.offered.items() if request.startswith(prefix)}
 
 
 def keeps_newest(examination: Examination) -> bool:
     """Whether any of the newest prompts was found again."""
-    return offers(examination.history, "newest") > 0
+    return any(_offers(examination, "newest").values())
 
 
 def keeps_oldest(examination: Examination) -> bool:
     """Whether the first prompt of all was found again."""
-    return offers(examination.history, "oldest") > 0
+    return any(_offers(examination, "oldest").values())
 
 
-def promises(examination: Examination, request: str) -> int:
+def promises(examination: Examination, prefix: str) -> int:
     """How many requests whose ids begin so were offered something."""
-    calls = examination.history.calls("get_num_new_matched_tokens")
-    return len({c.args["request"] for c in calls if c.args["request"].startswith(request) and offered(c)})
+    return sum(1 for tokens in _offers(examination, prefix).values() if tokens)
 
 
 def lost(rule: str, found: Examination, without: Examination, what: str) -> Iterator[Finding]:
     """The newest prompts are never offered, and in the program ``without`` they are."""
     if keeps_newest(without) and not keeps_newest(found):
-        call = next(
-            c for c in found.history.calls("get_num_new_matched_tokens") if c.args["request"].startswith("newest")
-        )
         observed = f"{what}, nothing of the prompts that were stored last is offered; without it they are found"
-        yield Finding(rule, _EXPECTED[rule], observed, call, requests=(call.args["request"],))
+        yield Finding(rule, _EXPECTED[rule], observed, _WHOLE, requests=tuple(_offers(found, "newest")))

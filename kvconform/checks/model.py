@@ -52,6 +52,8 @@ class Examination:
     witnesses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     #: Capability -> how often it was seen at work.
     capabilities: Mapping[str, int] = field(default_factory=dict)
+    #: Request id -> the most tokens that the connector offered for it; 0 for one that was asked about in vain.
+    offered: Mapping[str, int] = field(default_factory=dict)
     #: The known defect of vLLM that the scenario met, in a sentence, and the rules that would else be broken: nothing
     #: that came after it is a finding, and nothing of the whole is a witness.
     engine_bug: str = ""

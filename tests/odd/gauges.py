@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvconform.reference._host_stats import HostOffloadStats
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+from kvconform.reference._host_stats import HostOffloadMetrics, HostOffloadStats
 from kvconform.reference.host_offload import HostOffloadConnector
 
 
@@ -17,6 +19,23 @@ class _Level(HostOffloadStats):
         if level is not None:
             self.data["level"] = level
         return self
+
+
+class _LevelMetrics(HostOffloadMetrics):
+    """A Prometheus gauge beside the counters."""
+
+    def __init__(self, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._level = self._gauge_cls(
+            name="vllm:states_a_level", documentation="How far it got.", labelnames=labelnames
+        )
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        counters = dict(transfer_stats_data)
+        level = counters.pop("level", None)
+        super().observe(counters, engine_idx)
+        if level is not None:
+            self._level.labels(*self.per_engine_labelvalues[engine_idx]).set(level)
 
 
 class StatesALevel(HostOffloadConnector):
@@ -35,3 +54,11 @@ class StatesALevel(HostOffloadConnector):
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
         return _Level(data=dict(data or {}))
+
+    @classmethod
+    def build_prom_metrics(cls, *args: Any) -> Any:
+        return _LevelMetrics(*args)
+
+
+if "StatesALevel" not in KVConnectorFactory._registry:
+    KVConnectorFactory.register_connector("StatesALevel", __name__, "StatesALevel")
