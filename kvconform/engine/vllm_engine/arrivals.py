@@ -6,27 +6,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
 from kvconform.kvcache.memory import KVMemory, differing
 from kvconform.kvcache.oracle import TokenChain, expand, slot_seeds
-from kvconform.kvcache.provenance import Provenance
 
 
 @dataclass(frozen=True)
 class WrongLayer:
-    """A layer in which something of a load is not there: token positions, all blocks of the load, what is there."""
+    """A layer in which something of a load is not there: token positions, all blocks of the load, the bytes there.
+
+    ``observed`` is uint8 [positions, heads, content bytes].
+    """
 
     layer: str
     group: int
     rank: int
     positions: tuple[int, ...]
     blocks: tuple[int, ...]
-    contents: Contents
+    observed: npt.NDArray[np.uint8]
 
 
 def wrong_layers(
-    memory: KVMemory, provenance: Provenance, chain: TokenChain, table: tuple[list[int], ...], first: int, last: int
+    memory: KVMemory, chain: TokenChain, table: tuple[list[int], ...], first: int, last: int
 ) -> Iterator[WrongLayer]:
     """Layers in which positions [first, last) differ from the oracle."""
     for name, layer in memory.layers.items():
@@ -44,5 +46,11 @@ def wrong_layers(
         if wrong is None:
             continue
         at = positions[wrong.cpu().numpy()].tolist()
-        held = contents(provenance, chain, at, observed[wrong].cpu().numpy(), name, memory.rank)
-        yield WrongLayer(name, layer.group, memory.rank, tuple(at), tuple(dict.fromkeys(blocks.tolist())), held)
+        yield WrongLayer(
+            name,
+            layer.group,
+            memory.rank,
+            tuple(at),
+            tuple(dict.fromkeys(blocks.tolist())),
+            observed[wrong].cpu().numpy(),
+        )

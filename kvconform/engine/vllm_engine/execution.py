@@ -20,6 +20,7 @@ from kvconform.engine.vllm_engine.ledger import GroupBlocks
 from kvconform.engine.vllm_engine.ranks import RankWorld
 from kvconform.engine.vllm_engine.reports import watched
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
+from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
 from kvconform.kvcache.provenance import describe
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class Execution:
             found = (
                 each
                 for worker in self.workers
-                for each in wrong_layers(worker.memory, engine.provenance, chain, table, load.first, load.last)
+                for each in wrong_layers(worker.memory, chain, table, load.first, load.last)
             )
             self._note_arrival(request_id, load.first, load.last, table, next(found, None), failed_ids)
 
@@ -262,16 +263,22 @@ class Execution:
         wrong: WrongLayer | None,
         failed_ids: Collection[str],
     ) -> None:
-        """Record a load of [first, last), and the block table if something of it is not there."""
+        """Record a load of [first, last); the block table, too, if something is not there and nobody has said so."""
         engine = self._engine
         place = (engine.number, engine.steps, request_id)
         if wrong is None:
             engine.history.add(Arrived(*place, last - first, reported_failed=request_id in failed_ids))
             return
-        sizes = {layer.group: layer.block_size for layer in self.workers[0].memory.layers.values()}
-        block_sizes = tuple(sizes.get(group, 0) for group in range(len(table)))
-        blocks = tuple(tuple(map(int, ids)) for ids in table)
-        engine.history.add(BlockTable(*place, block_sizes, blocks, last, 0, first, last, wrong.rank))
+        known = request_id in failed_ids or not engine.ledger.failed.isdisjoint(wrong.blocks)
+        held = Contents((), ())
+        if not known:
+            # What a failed load left behind is nobody's affair, and looking it up costs more than the step.
+            chain, positions = engine.chains[request_id], wrong.positions
+            held = contents(engine.provenance, chain, positions, wrong.observed, wrong.layer, wrong.rank)
+            sizes = {layer.group: layer.block_size for layer in self.workers[0].memory.layers.values()}
+            block_sizes = tuple(sizes.get(group, 0) for group in range(len(table)))
+            blocks = tuple(tuple(map(int, ids)) for ids in table)
+            engine.history.add(BlockTable(*place, block_sizes, blocks, last, 0, first, last, wrong.rank))
         engine.history.add(
             Arrived(
                 *place,
@@ -279,11 +286,11 @@ class Execution:
                 wrong.layer,
                 len(wrong.positions),
                 wrong.blocks,
-                request_id in failed_ids or not engine.ledger.failed.isdisjoint(wrong.blocks),
+                known,
                 wrong.group,
                 wrong.rank,
-                wrong.contents.observed,
-                wrong.contents.held,
+                held.observed,
+                held.held,
             )
         )
 
