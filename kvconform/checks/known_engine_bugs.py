@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from kvconform.checks.asynchronous_lives import REPORT_HOOKS, reported
 from kvconform.checks.calls import finishes
 from kvconform.checks.loads import Load, block_sizes, reports
 from kvconform.engine.history import (
+    FINISH_HOOKS,
     ChildCall,
     EngineRaised,
     EngineStarted,
@@ -39,14 +41,10 @@ def first_met(history: History, release: str) -> Met | None:
         Met(bug, event)
         for bug in load_engine_bugs()
         if release and bug.affects(release)
-        for event in _first(SITUATIONS[bug.situation](history))
+        for event in islice(SITUATIONS[bug.situation](history), 1)
     ]
     order = {id(event): index for index, event in enumerate(history.events)}
     return min(met, key=lambda each: order[id(each.at)], default=None)
-
-
-def _first(events: Iterator[Event]) -> Iterator[Event]:
-    yield from (event for event, _ in zip(events, range(1), strict=False))
 
 
 # -- a block whose load failed stays in the local prefix cache ---------------------------------------------------------
@@ -67,7 +65,7 @@ def _cached_failed_load(history: History) -> Iterator[WrongBytes]:
 
 def _left_in_the_cache(history: History) -> dict[tuple[int, int], int]:
     """(engine, block) -> index of the event that ended the request before the failed block was computed anew."""
-    ends = [(index, event) for index, event in enumerate(history.events) if _ends(event)]
+    ends = [(index, requests) for index, event in enumerate(history.events) if (requests := _ended(event))]
     order = {id(event): index for index, event in enumerate(history.events)}
     left: dict[tuple[int, int], int] = {}
     for report in reports(history):
@@ -76,7 +74,7 @@ def _left_in_the_cache(history: History) -> dict[tuple[int, int], int]:
             failed = set(load.blocks) & set(report.blocks)
             if load.asynchronous or not failed or not load.open_at(report.step):
                 continue
-            end = next((index for index, event in ends if index > at and load.request in _ended(event)), None)
+            end = next((index for index, requests in ends if index > at and load.request in requests), None)
             if end is None or load.engine != history.events[end].engine:
                 continue
             computed = _computed_anew(history.events[at:end], load)
@@ -88,13 +86,9 @@ def _left_in_the_cache(history: History) -> dict[tuple[int, int], int]:
     return left
 
 
-def _ends(event: Event) -> bool:
-    return bool(_ended(event))
-
-
 def _ended(event: Event) -> tuple[str, ...]:
     """The requests that a finish or a preemption takes their blocks from."""
-    if isinstance(event, HookCall) and event.hook in ("request_finished", "request_finished_all_groups"):
+    if isinstance(event, HookCall) and event.hook in FINISH_HOOKS:
         return (event.args["request"],)
     return event.preempted if isinstance(event, Scheduled) else ()
 
@@ -155,7 +149,6 @@ def _named(calls: list[HookCall], what: str) -> set[str]:
 
 
 def _reported(calls: list[HookCall], what: str) -> set[str]:
-
     return {request for call in calls if call.hook in REPORT_HOOKS for request in reported(call, what)}
 
 

@@ -385,7 +385,7 @@ class EndedIdsHeld(Event):
 
 @dataclass(frozen=True)
 class MetricsObserved(Event):
-    """Prometheus metrics were built by the class and given ``payloads``, whole ones and ones with a key missing."""
+    """Prometheus metrics were built by the class and given ``payloads``, as they left the scheduler."""
 
     payloads: int
     problems: tuple[tuple[str, str, str], ...] = ()

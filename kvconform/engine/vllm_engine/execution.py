@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from kvconform.device import DeviceWork, Held
-from kvconform.engine.history import Arrived, BlockTable, ForwardFailed, HeldBack, MetadataBound, Stray
+from kvconform.engine.history import Arrived, ForwardFailed, HeldBack, MetadataBound, Stray
 from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
 from kvconform.engine.vllm_engine.guard import NotSimulated
 from kvconform.engine.vllm_engine.held_forward import HeldForward
 from kvconform.engine.vllm_engine.ledger import GroupBlocks
+from kvconform.engine.vllm_engine.ownership import Load
 from kvconform.engine.vllm_engine.ranks import RankWorld
 from kvconform.engine.vllm_engine.reports import watched
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
-from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
+from kvconform.engine.vllm_engine.wrong_slots import Contents, block_table, contents
 from kvconform.kvcache.provenance import describe
 
 if TYPE_CHECKING:
@@ -252,45 +253,40 @@ class Execution:
                 for worker in self.workers
                 for each in wrong_layers(worker.memory, chain, table, load.first, load.last)
             )
-            self._note_arrival(request_id, load.first, load.last, table, next(found, None), failed_ids)
+            self._note_arrival(request_id, load, table, next(found, None), reported=request_id in failed_ids)
 
     def _note_arrival(
-        self,
-        request_id: str,
-        first: int,
-        last: int,
-        table: tuple[list[int], ...],
-        wrong: WrongLayer | None,
-        failed_ids: Collection[str],
+        self, request_id: str, load: Load, table: tuple[list[int], ...], wrong: WrongLayer | None, *, reported: bool
     ) -> None:
-        """Record a load of [first, last); the block table, too, if something is not there and nobody has said so."""
+        """Record a load; the block table, too, if something is not there and nobody has said so.
+
+        What a failed load left behind is nobody's affair, and looking it up costs more than the step.
+        """
         engine = self._engine
         place = (engine.number, engine.steps, request_id)
+        tokens = load.last - load.first
         if wrong is None:
-            engine.history.add(Arrived(*place, last - first, reported_failed=request_id in failed_ids))
+            engine.history.add(Arrived(*place, tokens, reported_failed=reported))
             return
-        known = request_id in failed_ids or not engine.ledger.failed.isdisjoint(wrong.blocks)
-        held = Contents((), ())
-        if not known:
-            # What a failed load left behind is nobody's affair, and looking it up costs more than the step.
-            chain, positions = engine.chains[request_id], wrong.positions
-            held = contents(engine.provenance, chain, positions, wrong.observed, wrong.layer, wrong.rank)
-            sizes = {layer.group: layer.block_size for layer in self.workers[0].memory.layers.values()}
-            block_sizes = tuple(sizes.get(group, 0) for group in range(len(table)))
-            blocks = tuple(tuple(map(int, ids)) for ids in table)
-            engine.history.add(BlockTable(*place, block_sizes, blocks, last, 0, first, last, wrong.rank))
+        reported = reported or not engine.ledger.failed.isdisjoint(wrong.blocks)
+        found = Contents((), ())
+        if not reported:
+            memory, external = self.workers[wrong.rank].memory, (load.first, load.last)
+            chain = engine.chains[request_id]
+            found = contents(engine.provenance, chain, wrong.positions, wrong.observed, wrong.layer, wrong.rank)
+            engine.history.add(block_table(place, memory, table, load.last, 0, external))
         engine.history.add(
             Arrived(
                 *place,
-                last - first,
+                tokens,
                 wrong.layer,
                 len(wrong.positions),
                 wrong.blocks,
-                known,
+                reported,
                 wrong.group,
                 wrong.rank,
-                held.observed,
-                held.held,
+                found.observed,
+                found.held,
             )
         )
 

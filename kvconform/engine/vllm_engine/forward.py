@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kvconform.engine.history import BlockTable, Compared, History, WrongBytes
+from kvconform.engine.history import Compared, History, WrongBytes
 from kvconform.engine.vllm_engine.guard import PlannedFailure
-from kvconform.engine.vllm_engine.wrong_slots import Contents, contents
+from kvconform.engine.vllm_engine.wrong_slots import Contents, block_table, contents
 from kvconform.kvcache.memory import KVMemory, differing
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
 from kvconform.kvcache.provenance import Provenance
@@ -184,7 +184,11 @@ class LayerForward:
                 Compared(engine, step, request.request_id, max(0, request.computed - external), external, layers)
             )
         for request in {finding.request.request_id: finding.request for finding in self.findings}.values():
-            history.add(self._table(engine, step, request))
+            place = (engine, step, request.request_id)
+            external_part = self.external.get(request.request_id, (0, 0))
+            history.add(
+                block_table(place, self.memory, request.block_ids, request.computed, request.scheduled, external_part)
+            )
         for finding in self.findings:
             request, layer = finding.request, finding.layer
             first, last = self.external.get(request.request_id, (0, 0))
@@ -204,22 +208,6 @@ class LayerForward:
                     held=finding.contents.held,
                 )
             )
-
-    def _table(self, engine: int, step: int, request: ScheduledRequest) -> BlockTable:
-        sizes = {layer.group: layer.block_size for layer in self.memory.layers.values()}
-        first, last = self.external.get(request.request_id, (0, 0))
-        return BlockTable(
-            engine,
-            step,
-            request.request_id,
-            tuple(sizes.get(group, 0) for group in range(len(request.block_ids))),
-            tuple(tuple(map(int, blocks)) for blocks in request.block_ids),
-            request.computed,
-            request.scheduled,
-            first,
-            last,
-            self.memory.rank,
-        )
 
     @staticmethod
     def _covered_by_failure(finding: _Finding, failed: set[int]) -> bool:

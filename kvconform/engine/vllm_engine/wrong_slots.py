@@ -1,4 +1,4 @@
-"""What wrong slots hold: in words, and as data for the picture of a block table."""
+"""What wrong slots hold, in words and as data, and the block table that they lie in: for texts and pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvconform.engine.history import Held
+from kvconform.engine.history import BlockTable, Held
+from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain
 from kvconform.kvcache.provenance import Provenance, describe, held_kind, held_words, stretches
 
@@ -41,3 +42,27 @@ def contents(
         for first, last in stretches(positions, origins)
     )
     return Contents(describe(positions, origins, layer, rank), held)
+
+
+def block_table(
+    place: tuple[int, int, str],
+    memory: KVMemory,
+    tables: Sequence[Sequence[int]],
+    computed: int,
+    scheduled: int,
+    external: tuple[int, int],
+) -> BlockTable:
+    """The block table of a request of a worker with ``memory``.
+
+    ``place`` is engine, step and request; the other arguments are as in :class:`BlockTable`, ``tables`` per group.
+    """
+    sizes = {layer.group: layer.block_size for layer in memory.layers.values()}
+    return BlockTable(
+        *place,
+        tuple(sizes.get(group, 0) for group in range(len(tables))),
+        tuple(tuple(map(int, blocks)) for blocks in tables),
+        computed,
+        scheduled,
+        *external,
+        memory.rank,
+    )
