@@ -24,7 +24,8 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "mutants"))
 
-from kill_matrix import HERE, Entry, Outcome, of_this_release, read_entries, run  # noqa: E402
+from kill_matrix import run  # noqa: E402
+from matrix_entries import HERE, Entry, Outcome, of_this_release, read_entries  # noqa: E402
 
 from kvconform.rules import load_catalogue  # noqa: E402
 from kvconform.rules.examples import Example, load_examples  # noqa: E402

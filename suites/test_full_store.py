@@ -11,7 +11,7 @@ import pytest
 from kvconform.checks import Examination
 from kvconform.checks.full_store import keeps_newest, keeps_oldest, lost, promises
 from kvconform.conformance import Conformance
-from kvconform.outcomes import NotApplicable
+from kvconform.outcomes import Inconclusive, NotApplicable
 from kvconform.scenario import full_store
 from kvconform.scenario.exploration import Refused
 
@@ -30,7 +30,7 @@ def _examined(conformance: Conformance, promises: full_store.Promises, rounds: i
 
 def _demand_full_store(examination: Examination) -> None:
     if not keeps_newest(examination):
-        raise NotApplicable("nothing is offered of what was stored last, so that it can't be missed")
+        raise Inconclusive("nothing is offered of what was stored last, so that it can't be missed")
     if keeps_oldest(examination):
         raise NotApplicable(NOT_FULL)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_matrix import Entry, read_entries
+from matrix_entries import Entry, read_entries
 
 from kvconform.checks import Examination
 from kvconform.scenario import device_order

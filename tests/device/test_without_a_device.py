@@ -6,7 +6,9 @@ from pathlib import Path
 
 import kill_matrix
 import pytest
-from kill_matrix import Entry, book, cover, figures, read_entries, run
+from kill_matrix import cover, run
+from matrix_book import book, figures
+from matrix_entries import Entry, read_entries
 
 from kvconform.config import RunConfig
 from kvconform.conformance import Conformance

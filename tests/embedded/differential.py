@@ -31,7 +31,8 @@ from comparing import Job, differences, play
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "mutants"))
 
-from kill_matrix import BATCH_LIMIT, Entry, groups_of, read_entries, run_pytest  # noqa: E402
+from kill_matrix import BATCH_LIMIT, groups_of, run_pytest  # noqa: E402
+from matrix_entries import Entry, read_entries  # noqa: E402
 
 from kvconform.api import vllm_version  # noqa: E402
 from kvconform.api.runtime import STANDIN_RELEASE  # noqa: E402

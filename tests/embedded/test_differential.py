@@ -8,7 +8,7 @@ from typing import Any
 import differential
 import pytest
 from differential import Compared, Difference, Listed, Said, compare, complaints, read_listed
-from kill_matrix import Entry
+from matrix_entries import Entry
 
 from kvconform.isolation.codec import dump_program
 from kvconform.scenario import transfer

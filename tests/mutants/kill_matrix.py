@@ -28,129 +28,29 @@ import sys
 import tempfile
 import threading
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import click
+from matrix_book import book, figures
+from matrix_entries import HERE, ODD, ROOT, SUITES, Entry, Outcome, of_this_release, read_entries
 from rich.console import Console
 from rich.table import Table
 
-from kvconform.api import vllm_version
 from kvconform.config import RunConfig
 from kvconform.rules import load_catalogue
-from kvconform.verdicts import RuleResult, RuleVerdict, Verdict, aggregate
+from kvconform.verdicts import RuleResult, aggregate
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-ODD = HERE.parent / "odd"
-SUITES = ROOT / "suites"
-BROKEN = (Verdict.FAIL, Verdict.WARN, Verdict.CRASH, Verdict.TIMEOUT, Verdict.KIT_ERROR)
-KINDS = ("mutant", "odd", "reference")
 #: Seconds for one scenario: a mutant that hangs is caught by this.
 SCENARIO_LIMIT = 15
 #: Seconds for one batch.
 BATCH_LIMIT = 3600
 #: Connectors of one pytest process where results are kept: so many at most are lost when the run is interrupted.
 BATCH_SIZE = 20
-
-
-class EntryError(Exception):
-    """An entry that makes no sense, in one sentence."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One connector of the matrix and what must be said of it."""
-
-    kind: str
-    connector: str
-    breaks: frozenset[str] = frozenset()
-    bug: str = ""
-    suites: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=lambda: {"path": "{dir}"})
-    capabilities: tuple[str, ...] = ()
-    peer_timeout: float = 0.0
-    device: str = "cpu"
-
-    @property
-    def spec(self) -> str:
-        """What ``--kvconform`` takes."""
-        if self.kind == "reference":
-            return self.connector
-        file, _, name = self.connector.partition(":")
-        return f"{(HERE if self.kind == 'mutant' else ODD) / file}.py:{name}"
-
-    @property
-    def group(self) -> str:
-        """Connectors of one group can be tried by one pytest process."""
-        return json.dumps([self.settings, self.capabilities, self.peer_timeout, self.device], sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the suites said about one connector."""
-
-    entry: Entry
-    verdicts: Mapping[str, RuleVerdict]
-    trouble: str = ""
-    #: Why it was not tried at all.
-    not_run: str = ""
-
-    @property
-    def broken(self) -> frozenset[str]:
-        """The rules that it was found to break."""
-        return frozenset(rule for rule, verdict in self.verdicts.items() if verdict.verdict in BROKEN)
-
-    @property
-    def complaint(self) -> str:
-        """What is not as the entry says; empty if all is."""
-        if self.trouble or self.not_run:
-            return self.trouble
-        expected = of_this_release(self.entry.breaks)
-        missing, extra = expected - self.broken, self.broken - expected
-        parts = [f"not caught by {', '.join(sorted(missing))}"] if missing else []
-        parts += [f"also accused of {', '.join(sorted(extra))}"] if extra else []
-        return "; ".join(parts)
-
-
-def of_this_release(rules: Iterable[str]) -> frozenset[str]:
-    """The rules that hold for the installed vLLM."""
-    version = vllm_version() or ""
-    return frozenset(rule for rule in rules if load_catalogue().rule(rule).applies_to(version))
-
-
-def read_entries(folder: Path = HERE) -> tuple[Entry, ...]:
-    """All entries of a folder's TOML files.
-
-    Raises:
-        EntryError: unknown keys, rules, suites or classes, or the same connector twice.
-    """
-    catalogue = load_catalogue()
-    entries: list[Entry] = []
-    for file in sorted(folder.glob("*.toml")):
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-        for kind, items in data.items():
-            if kind not in KINDS:
-                raise EntryError(f"{file.name}: unknown table [[{kind}]]: expected {', '.join(KINDS)}")
-            entries += [_entry(file.name, kind, item) for item in items]
-    for entry in entries:
-        unknown = sorted(rule for rule in entry.breaks if rule not in catalogue)
-        lacking = sorted(suite for suite in entry.suites if not (SUITES / suite).is_file())
-        if unknown or lacking:
-            raise EntryError(f"{entry.connector}: there is no {', '.join([*unknown, *lacking])}")
-        if (entry.kind == "mutant") != bool(entry.breaks):
-            raise EntryError(f"{entry.connector}: a mutant breaks at least one rule, and only a mutant does")
-    names = [(entry.spec, entry.group) for entry in entries]
-    twice = sorted({name[0] for name in names if names.count(name) > 1})
-    if twice:
-        raise EntryError(f"two entries for {', '.join(twice)}")
-    return tuple(entries)
 
 
 def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
@@ -181,18 +81,6 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 def is_here(device: str) -> bool:
     """Whether KV caches can be on this device here."""
     return device == "cpu" or RunConfig().resolved_device == device
-
-
-def _entry(file: str, kind: str, item: Mapping[str, Any]) -> Entry:
-    values = dict(item)
-    if kind == "reference":
-        values.setdefault("suites", [suite.name for suite in sorted(SUITES.glob("test_*.py"))])
-    try:
-        for name in ("suites", "capabilities"):
-            values[name] = tuple(values.get(name, ()))
-        return Entry(kind, **{**values, "breaks": frozenset(values.get("breaks", ()))})
-    except TypeError as error:
-        raise EntryError(f"{file}: {item.get('connector')}: {error}") from None
 
 
 def run(
@@ -335,98 +223,6 @@ def run_pytest(
     output = done.stdout + done.stderr
     data = json.loads(verdicts.read_text(encoding="utf-8")) if verdicts.exists() else []
     return output, [RuleResult.from_dict(entry) for entry in data]
-
-
-# -- showing -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the matrix is read for."""
-
-    mutants: int
-    caught: int
-    exact: int
-    innocent: int
-    accused: int
-    rules_killed: int
-    rules_checked: int
-    rules_without_mutant: tuple[str, ...]
-    #: Connectors for a device that is not here, and the rules that only such mutants break.
-    not_run: int = 0
-    rules_elsewhere: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return (
-            f"{self.caught} of {self.mutants} mutants caught, {self.exact} by exactly their rules; "
-            f"{self.accused} of {self.innocent} legal connectors accused; "
-            f"{self.rules_killed} of {self.rules_checked} checked rules are killed by a mutant"
-            + (f"; not run, for want of the device: {self.not_run} connectors" if self.not_run else "")
-        )
-
-
-def figures(outcomes: Iterable[Outcome]) -> Figures:
-    """Count."""
-    from kvconform.report.suite_tests import rules_by_test
-
-    everything = list(outcomes)
-    done = [outcome for outcome in everything if not outcome.not_run]
-    mutants = [outcome for outcome in done if of_this_release(outcome.entry.breaks)]
-    innocent = [outcome for outcome in done if outcome.entry.kind != "mutant"]
-    killed = {rule for outcome in mutants for rule in outcome.broken & outcome.entry.breaks}
-    checked = {rule for rules in rules_by_test(SUITES).values() for rule in rules}
-    elsewhere = {rule for outcome in everything if outcome.not_run for rule in outcome.entry.breaks} & checked - killed
-    return Figures(
-        mutants=len(mutants),
-        caught=sum(bool(outcome.broken & outcome.entry.breaks) for outcome in mutants),
-        exact=sum(not outcome.complaint for outcome in mutants),
-        innocent=len(innocent),
-        accused=sum(bool(outcome.complaint) for outcome in innocent),
-        rules_killed=len(killed & checked),
-        rules_checked=len(checked),
-        rules_without_mutant=tuple(sorted(checked - killed - elsewhere)),
-        not_run=len(everything) - len(done),
-        rules_elsewhere=tuple(sorted(elsewhere)),
-    )
-
-
-def book(outcomes: Sequence[Outcome]) -> str:
-    """The matrix as Markdown: a row per connector, then the rules with the mutants that kill them."""
-    numbers = figures(outcomes)
-    lines = [
-        "# Kill matrix", "",
-        "Written by `make matrix-all`. Every mutant is a connector with one defect; the suites have to find exactly",
-        "the rules that it breaks, and nothing against a legal connector.", "",
-        "| figure | |", "|---|---|",
-        f"| mutants caught | {numbers.caught} of {numbers.mutants} ({_share(numbers.caught, numbers.mutants)}) |",
-        f"| by exactly their rules | {numbers.exact} of {numbers.mutants} ({_share(numbers.exact, numbers.mutants)}) |",
-        f"| legal connectors accused | {numbers.accused} of {numbers.innocent} |",
-        f"| checked rules that a mutant breaks | {numbers.rules_killed} of {numbers.rules_checked} |", "",
-        "| connector | kind | found to break | stems from |", "|---|---|---|---|",
-    ]  # fmt: skip
-    for outcome in outcomes:
-        entry = outcome.entry
-        found = ", ".join(sorted(outcome.broken)) or "nothing"
-        if outcome.not_run:
-            found = f"not run: {outcome.not_run}" + (
-                f", to break {', '.join(sorted(entry.breaks))}" if entry.breaks else ""
-            )
-        wrong = f" **({outcome.complaint.splitlines()[0]})**" if outcome.complaint else ""
-        lines.append(f"| `{entry.connector}` | {entry.kind} | {found}{wrong} | {entry.bug} |")
-    lines += ["", "## Rules and the mutants that break them", "", "| rule | mutants |", "|---|---|"]
-    by_rule: dict[str, list[str]] = {}
-    for outcome in outcomes:
-        for rule in outcome.broken & outcome.entry.breaks:
-            by_rule.setdefault(rule, []).append(f"`{outcome.entry.connector.partition(':')[2]}`")
-    lines += [f"| {rule.id} | {', '.join(by_rule[rule.id])} |" for rule in load_catalogue() if rule.id in by_rule]
-    lines += ["", f"Checked, and killed by no mutant yet: {', '.join(numbers.rules_without_mutant) or 'none'}.", ""]
-    if numbers.rules_elsewhere:
-        lines += [f"Only by mutants that were not run here: {', '.join(numbers.rules_elsewhere)}.", ""]
-    return "\n".join(lines)
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 @click.command()

@@ -6,8 +6,8 @@ import re
 from itertools import pairwise
 
 import pytest
-from kill_matrix import SUITES, read_entries
 from known_bugs import DOC, KnownBugs, read, render
+from matrix_entries import SUITES, read_entries
 
 from kvconform.report.suite_tests import rules_by_test
 from kvconform.rules import load_catalogue

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kill_matrix import HERE, Entry, run
+from kill_matrix import run
+from matrix_entries import HERE, Entry
 
 from kvconform.verdicts import RuleVerdict, Verdict
 
