@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,10 +21,11 @@ from kvconform.cases.writer import CaseWriter, replay_command
 from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
-from kvconform.config import RunConfig, expand, placeholders
+from kvconform.config import RunConfig
 from kvconform.engine.history import EngineRaised, History, NeverIdle, Unsimulated, WrongBytes
 from kvconform.engine.options import ConnectorSpec, EngineOptions, below_multi_connector
 from kvconform.engine.protocol import Engine
+from kvconform.filling_in import engine_environment, expand_freshly
 from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.kvcache.provenance import Provenance
@@ -432,22 +431,3 @@ def refused(history: History) -> str | None:
         if event.during == "start-up" and event.engine == 1:
             return event.error
     return None
-
-
-def engine_environment(config: RunConfig, directory: Path) -> dict[str, str]:
-    """The environment variables of one more engine."""
-    variables: dict[str, Any] = expand_freshly(config.engine_env, directory)
-    return {name: str(value) for name, value in variables.items()}
-
-
-def expand_freshly(value: Any, directory: Path) -> Any:
-    """A configuration value with its placeholders filled in: this directory, and ports that nobody was given before."""
-    values: dict[str, str | int] = {name: free_port() for name in sorted(placeholders(value)) if name != "dir"}
-    return expand(value, {**values, "dir": str(directory)})
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago on the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvconform.config import PLACEHOLDERS, ROLES, RunConfig, expand, placeholders
-from kvconform.conformance import engine_environment, free_port
 from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.filling_in import engine_environment, free_port
 from kvconform.target import Target
 
 if TYPE_CHECKING:

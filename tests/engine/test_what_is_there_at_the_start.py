@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvconform.config import RunConfig
-from kvconform.conformance import Conformance, engine_environment
+from kvconform.conformance import Conformance
+from kvconform.filling_in import engine_environment
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.scenario import layouts, transfer
 from kvconform.scenario.exploration import Refused
