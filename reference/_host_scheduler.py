@@ -65,20 +65,13 @@ class Generations(StoreNamespace):
         self._pool.clear()
 
 
-class HostSchedulerSide(SchedulerSide):
-    """Plans loads and saves against a pool, and keeps its promises by pinning."""
+class PinsPromises:
+    """Goes before a scheduler side in a class's bases: what that promises is pinned in a pool until it is released."""
 
-    def __init__(
-        self, pool: HostPool, granularity: Granularity, world_size: int, *, may_load: bool, may_save: bool
-    ) -> None:
-        super().__init__(
-            PoolAsStore(pool), Generations(pool), granularity, world_size, may_load=may_load, may_save=may_save
-        )
-        self._pool = pool
-        # Pinned by a query, by request; pinned by a load that is on its way, by step.
-        self._promised: dict[str, list[bytes]] = {}
-        self._loading: dict[int, list[bytes]] = {}
-        self._counted = (0, 0)
+    _pool: HostPool
+    _granularity: Granularity
+    #: Pinned by a query, by request.
+    _promised: dict[str, list[bytes]]
 
     def match(self, request: Request, local_tokens: int) -> int:
         """As for every store; what is promised is pinned until the load has ended, or nobody came back for it."""
@@ -90,6 +83,41 @@ class HostSchedulerSide(SchedulerSide):
         self._pool.pin(keys)
         self._promised[request.request_id] = keys
         return tokens
+
+    def _release_promises(self) -> None:
+        for request_id in list(self._promised):
+            self._release_promise(request_id)
+
+    def _release_promise(self, request_id: str) -> None:
+        self._pool.unpin(self._promised.pop(request_id, []))
+
+    def _story_of(self, request: Request, index: int, block_hash: bytes) -> BlockStory:
+        """What is known of a request's block now and may be gone when its save has ended."""
+        size, lora = self._granularity.block_tokens, request.lora_request
+        return BlockStory(
+            block_hash,
+            # The block before it in the sequence, whether that is stored or not.
+            self._granularity.block_hash(request, index - 1) if index else None,
+            tuple(request.all_token_ids[index * size : (index + 1) * size]),
+            None if lora is None else lora.lora_name,
+            None if lora is None else lora.lora_int_id,
+        )
+
+
+class HostSchedulerSide(PinsPromises, SchedulerSide):
+    """Plans loads and saves against a pool, and keeps its promises by pinning."""
+
+    def __init__(
+        self, pool: HostPool, granularity: Granularity, world_size: int, *, may_load: bool, may_save: bool
+    ) -> None:
+        super().__init__(
+            PoolAsStore(pool), Generations(pool), granularity, world_size, may_load=may_load, may_save=may_save
+        )
+        self._pool = pool
+        self._promised = {}
+        # Pinned by a load that is on its way, by step.
+        self._loading: dict[int, list[bytes]] = {}
+        self._counted = (0, 0)
 
     def finished(self, request: Request) -> None:
         super().finished(request)
@@ -103,8 +131,7 @@ class HostSchedulerSide(SchedulerSide):
         """
         loading = [load.block_hash for loads in self._planned_loads.values() for load in loads]
         self._pool.pin(loading)
-        for request_id in list(self._promised):
-            self._release_promise(request_id)
+        self._release_promises()
         metadata = super().build_metadata(output)
         # Before any save takes a slot: what is loaded in this step is pinned by now.
         loads = tuple((load.block_id, self._pool.slot(load.block_hash)) for load in metadata.loads)
@@ -142,20 +169,8 @@ class HostSchedulerSide(SchedulerSide):
         self._counted = now
         return collector.take()
 
-    def _release_promise(self, request_id: str) -> None:
-        self._pool.unpin(self._promised.pop(request_id, []))
-
     def _story(self, step: int, save_id: int, block_id: int) -> BlockStory:
         """What is known of a block now and may be gone when the save has ended."""
         save = self._steps[step].saves[save_id]
         tracked = next(each for each in self._requests.values() if each.table is save.table)
-        request, index, size = tracked.request, tracked.table.index(block_id), self._granularity.block_tokens
-        lora = request.lora_request
-        return BlockStory(
-            save.block_hash,
-            # The block before it in the sequence, whether that is stored or not.
-            self._granularity.block_hash(request, index - 1) if index else None,
-            tuple(request.all_token_ids[index * size : (index + 1) * size]),
-            None if lora is None else lora.lora_name,
-            None if lora is None else lora.lora_int_id,
-        )
+        return self._story_of(tracked.request, tracked.table.index(block_id), save.block_hash)

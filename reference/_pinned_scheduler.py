@@ -13,7 +13,7 @@ from ._async_messages import LoadJob, SaveVotes
 from ._async_scheduler import AsyncSchedulerSide
 from ._file_store_scheduler import Granularity
 from ._host_pool import BlockStory, HostPool
-from ._host_scheduler import Generations, PoolAsStore
+from ._host_scheduler import Generations, PinsPromises, PoolAsStore
 from ._pinned_messages import PinnedLoad, PinnedMetadata, PinnedReport, PinnedSave
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class PinnedSchedulerSide(AsyncSchedulerSide):
+class PinnedSchedulerSide(PinsPromises, AsyncSchedulerSide):
     """Plans copies between blocks and slots. ``now``: loads are for the forward of their own step."""
 
     def __init__(
@@ -33,23 +33,12 @@ class PinnedSchedulerSide(AsyncSchedulerSide):
         )
         self._pool = pool
         self._now = now
-        # Pinned by a query, by request; pinned by a load that is on its way, by load, with the ranks that are done.
-        self._promised: dict[str, list[bytes]] = {}
+        self._promised = {}
+        # Pinned by a load that is on its way, by load, with the ranks that are done.
         self._loading: dict[int, list[bytes]] = {}
         self._load_votes: dict[int, int] = {}
 
     # ---- Loading ----
-
-    def match(self, request: Request, local_tokens: int) -> int:
-        """What is promised is pinned until the load is done, or nobody came back for it."""
-        self._release_promise(request.request_id)
-        tokens = super().match(request, local_tokens)
-        size = self._granularity.block_tokens
-        first = local_tokens // size
-        keys = [self._granularity.block_hash(request, index) for index in range(first, first + tokens // size)]
-        self._pool.pin(keys)
-        self._promised[request.request_id] = keys
-        return tokens
 
     def allocated(self, request: Request, block_ids: list[int], external_tokens: int) -> None:
         super().allocated(request, block_ids, external_tokens)
@@ -68,8 +57,7 @@ class PinnedSchedulerSide(AsyncSchedulerSide):
 
     def build_pinned_metadata(self, output: SchedulerOutput) -> PinnedMetadata:
         """The copies of this step. Promises that no load followed end here: vLLM asks again before it admits."""
-        for request_id in list(self._promised):
-            self._release_promise(request_id)
+        self._release_promises()
         plan = self.build_async_metadata(output)
         loads = tuple(self._load(job) for job in plan.loads)
         if self._now:
@@ -95,15 +83,7 @@ class PinnedSchedulerSide(AsyncSchedulerSide):
         """What is known of a block now and may be gone when the save has ended."""
         save = self._saves[save_id]
         request = self._requests[save.request_id].request
-        index, size = save.table.index(save.block_id), self._granularity.block_tokens
-        lora = request.lora_request
-        return BlockStory(
-            save.block_hash,
-            self._granularity.block_hash(request, index - 1) if index else None,
-            tuple(request.all_token_ids[index * size : (index + 1) * size]),
-            None if lora is None else lora.lora_name,
-            None if lora is None else lora.lora_int_id,
-        )
+        return self._story_of(request, save.table.index(save.block_id), save.block_hash)
 
     # ---- Results ----
 
@@ -119,6 +99,3 @@ class PinnedSchedulerSide(AsyncSchedulerSide):
             if self._load_votes[load_id] >= self._world_size:
                 del self._load_votes[load_id]
                 self._pool.unpin(self._loading.pop(load_id, []))
-
-    def _release_promise(self, request_id: str) -> None:
-        self._pool.unpin(self._promised.pop(request_id, []))
