@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.calls import LOADING_HOOKS, refused_to_go_on
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import Compared, EngineRaised, History, HookCall, Stray, WrongBytes
+from kvconform.engine.history import Arrived, Compared, EngineRaised, History, HookCall, Stray, WrongBytes
 from kvconform.kvcache.provenance import runs, span
 
 
 def _spans(positions: tuple[int, ...]) -> str:
     return ", ".join(span(first, last) for first, last in runs(positions))
+
+
+def left_untouched(event: WrongBytes | Arrived) -> bool:
+    """Whether wrong slots are as their own blocks were handed out: nothing was loaded, whatever had been stored."""
+    own = tuple(f"poison of block {block} " for block in event.blocks)
+    return any(held.kind == "never written" and held.what.startswith(own) for held in event.held)
 
 
 def _wrong_external(history: History) -> list[WrongBytes]:

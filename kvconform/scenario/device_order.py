@@ -12,6 +12,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.checks.model import Finding
+from kvconform.checks.transfer import left_untouched
 from kvconform.engine.history import Arrived, History, WrongBytes
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
@@ -163,9 +164,6 @@ def _saved_or_loaded(history: History, _: Finding) -> str:
     for event in history.events:
         if not isinstance(event, (WrongBytes, Arrived)):
             continue
-        first_hand = [held for held in event.held if held.kind != "on wrong KV"]
-        if first_hand:
-            untouched = {f"poison of block {block} " for block in event.blocks}
-            late = any(held.kind == "never written" and held.what.startswith(tuple(untouched)) for held in first_hand)
-            return "LOAD-12" if late else "PRE-02"
+        if any(held.kind != "on wrong KV" for held in event.held):
+            return "LOAD-12" if left_untouched(event) else "PRE-02"
     return "PRE-02"

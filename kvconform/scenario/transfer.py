@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from kvconform.checks.model import Finding
-from kvconform.checks.transfer import local_hit_rule
-from kvconform.engine.history import History, Scheduled
+from kvconform.checks.transfer import left_untouched, local_hit_rule
+from kvconform.engine.history import History, Scheduled, WrongBytes
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.scenario.program import (
@@ -363,10 +363,16 @@ def drafts() -> Family:
     def control(program: Program) -> Program:
         return replace(program, options=replace(program.options, drafts=0))
 
-    def explain(_: History) -> str:
+    def explain(history: History) -> str:
+        if any(map(left_untouched, history.of(WrongBytes))):
+            return "But nothing was loaded into wrong slots, so what had been stored is not the cause."
         return "The wrong slots were read while they held drafts that the target model refused afterwards."
 
-    return Family("drafts", "META-07", examples, drawn, "speculative decoding", control, explain)
+    def sort(_: History, finding: Finding) -> str:
+        """Drafts change which loads share a step; a load that brings nothing has not stored anything wrong."""
+        return finding.rule if isinstance(finding.at, WrongBytes) and left_untouched(finding.at) else "META-07"
+
+    return Family("drafts", "META-07", examples, drawn, "speculative decoding", control, explain, sort=sort)
 
 
 def full_graph() -> Family:
