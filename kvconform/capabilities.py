@@ -119,7 +119,7 @@ def exercised(history: History) -> Counter[str]:
         # What MultiConnector shows is its own.
         return seen
     _loads(history, seen)
-    for call in history.calls():
+    for call in history.calls(*_TELLING):
         if call.error is None:
             seen.update(_of_call(call))
     seen["persistence"] += _loads_after_a_shutdown(history)
@@ -178,6 +178,10 @@ _VISIBLE: Mapping[str, str] = {
     "events": "get_kv_connector_kv_cache_events",
     "worker-meta": "build_connector_worker_meta",
 }
+
+
+#: Hooks that :func:`_of_call` looks at.
+_TELLING = (*sorted(FINISH_HOOKS), "get_transfer_results", "get_block_ids_with_load_errors", *_VISIBLE.values())
 
 
 def _several_groups(call: HookCall) -> bool:

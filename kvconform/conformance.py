@@ -42,7 +42,7 @@ from kvconform.scenario.transfer import Family
 from kvconform.target import Target
 from kvconform.verdicts import NOT_SET_UP, Verdict
 
-DRAWN = {"quick": 5, "full": 60}
+DRAWN = {"quick": 3, "full": 25}
 #: Seconds that an engine waits for transfers once one has waited its full time in vain.
 PATIENCE_WITH_A_STUCK_ONE = 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from kvconform.isolation.nursery import Nursery
     from kvconform.isolation.room import Room
 
+OTHERWISE_HASHING = "otherwise_hashing"
 RUN_CONFIG: pytest.StashKey[RunConfig] = pytest.StashKey()
 
 
@@ -32,6 +34,8 @@ class Rooms:
     """The processes of the connectors of a run; made when the first test asks for one."""
 
     config: pytest.Config
+    #: Whether a test will want processes that hash otherwise; importing vLLM for them takes as long as for the first.
+    hashing_otherwise_too: bool = False
     _nursery: Nursery | None = None
     _rooms: dict[str, Room] = field(default_factory=dict)
 
@@ -43,9 +47,15 @@ class Rooms:
         run_config = self.config.stash[RUN_CONFIG]
         if self._nursery is None:
             self._nursery = Nursery(run_config.resolved_device, engine=run_config.resolved_engine)
+            if self.hashing_otherwise_too:
+                self._nursery.otherwise_hashing().warm_up()
         if target.id not in self._rooms:
             self._rooms[target.id] = Room(target, run_config.for_target(target), self._nursery)
         return self._rooms[target.id]
+
+    def otherwise_hashing(self, target: Target) -> Nursery:
+        """Where processes with another seed of Python's ``hash()`` come from."""
+        return self.room(target).nursery.otherwise_hashing()
 
     def close(self) -> None:
         """End all processes."""
@@ -58,7 +68,10 @@ class Rooms:
 @pytest.fixture(scope="session")
 def _rooms(request: pytest.FixtureRequest) -> Iterator[Rooms]:
     """Where connectors are imported and run: never in pytest's own process."""
-    rooms = Rooms(request.config)
+    wanted = any(OTHERWISE_HASHING in getattr(item, "fixturenames", ()) for item in request.session.items)
+    # A worker of xdist does not know which tests it will get, and there are others to keep the processors busy.
+    alone = not hasattr(request.config, "workerinput")
+    rooms = Rooms(request.config, wanted and alone and (os.cpu_count() or 1) > 1)
     yield rooms
     rooms.close()
 
@@ -72,6 +85,12 @@ def kvconform_target(request: pytest.FixtureRequest, _rooms: Rooms) -> Target:
     except UsageError as error:
         raise UnusableTargetError(target.id, str(error)) from None
     return target
+
+
+@pytest.fixture(scope="session", name=OTHERWISE_HASHING)
+def _otherwise_hashing(kvconform_target: Target, _rooms: Rooms) -> Nursery:
+    """Where processes with another seed of Python's ``hash()``, and other addresses, come from."""
+    return _rooms.otherwise_hashing(kvconform_target)
 
 
 @pytest.fixture(scope="session")

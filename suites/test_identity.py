@@ -6,6 +6,7 @@ import pytest
 
 from kvconform.checks.identity import found_again
 from kvconform.conformance import Conformance
+from kvconform.isolation.nursery import Nursery
 from kvconform.isolation.reopening import reopen
 from kvconform.outcomes import NotApplicable
 from kvconform.scenario import identity
@@ -61,12 +62,12 @@ def test_engines_that_compute_other_kv_share_nothing_on_one_store(
 
 @pytest.mark.kvconform_rules("SAVE-18")
 def test_process_with_another_hash_seed_finds_what_was_stored(
-    conformance: Conformance, request: pytest.FixtureRequest
+    conformance: Conformance, otherwise_hashing: Nursery, request: pytest.FixtureRequest
 ) -> None:
     """Keys do not depend on addresses, on Python's hash seed or on a per-process random number."""
     conformance.demand_capability("persistence")
     try:
-        reopened = reopen(conformance, *identity.stored_and_asked_for())
+        reopened = reopen(conformance, otherwise_hashing, *identity.stored_and_asked_for())
     except Refused as error:
         raise NotApplicable(f"the connector refuses this set-up: {error}") from None
     conformance.conclude(request, *found_again(reopened))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 MAX_DEPTH = 8
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,18 @@ class ObjectState:
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     """A copy that shares nothing mutable with ``value``; what can't be looked into is stood for by its type's name."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes, Enum)):
+    exact = type(value)
+    if exact in _ATOMS:
         return value
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    # By far the most common ones first; their exact types, because asking an abstract class costs more than the copy.
+    if depth and exact is list:
+        return [item if type(item) in _ATOMS else plain(item, depth - 1) for item in list(value)]
+    if isinstance(value, (bool, int, float, str, bytes, Enum)):
+        return value
+    kind = f"{exact.__module__}.{exact.__qualname__}"
     if depth == 0:
         return kind
-    if isinstance(value, Mapping):
+    if exact is dict or isinstance(value, Mapping):
         # Containers are copied first: a thread of the connector may be at work on them.
         return {_key(key): plain(item, depth - 1) for key, item in list(value.items())}
     if isinstance(value, (list, tuple)):

@@ -50,8 +50,20 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._output: collections.deque[bytes] = collections.deque(maxlen=_OUTPUT_KEPT)
-        self._stacks = Path()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._prepared = False
+        self._warming: threading.Thread | None = None
+        self._at_work = threading.RLock()
+
+    def warm_up(self) -> None:
+        """Import everything now, in the background; what goes wrong is said by the first who needs it."""
+
+        def work() -> None:
+            with contextlib.suppress(UsageError, OSError):
+                self._ready(engine=True)
+
+        self._warming = threading.Thread(target=work, daemon=True, name="kvconform-warm-up")
+        self._warming.start()
 
     def start(self, setup: dict[str, Any]) -> tuple[int, Connection]:
         """Fork a process for a connector: its id, and the connection on which it will say that it is ready.
@@ -62,18 +74,22 @@ class Nursery:
         Raises:
             UsageError: vLLM cannot be used here.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._launch()
-        if "load" not in setup and not self._prepared:
-            answer = self._order({"order": "prepare", "device": self._device})
-            if "usage" in answer:
-                self.close()
-                raise UsageError(answer["usage"])
-            self._prepared = True
+        self._ready(engine="load" not in setup)
         ours, theirs = socket.socketpair()
         with theirs:
             answer = self._order({"order": "start", **setup}, [theirs.fileno()])
         return int(answer["pid"]), Connection(ours.detach())
+
+    def _ready(self, *, engine: bool) -> None:
+        with self._at_work:
+            if self._process is None or self._process.poll() is not None:
+                self._launch()
+            if engine and not self._prepared:
+                answer = self._order({"order": "prepare", "device": self._device})
+                if "usage" in answer:
+                    self.close()
+                    raise UsageError(answer["usage"])
+                self._prepared = True
 
     def otherwise_hashing(self) -> Nursery:
         """A nursery whose processes have another seed of ``hash()`` and other addresses; closed with this one."""
@@ -106,7 +122,7 @@ class Nursery:
         text = ""
         for _ in range(40):
             time.sleep(0.05)
-            before, text = text, self._stacks.read_text(errors="replace")
+            before, text = text, self._stacks.read_text(errors="replace") if self._stacks.exists() else ""
             if text and text == before:
                 break
         return text
@@ -122,17 +138,35 @@ class Nursery:
         """End the nursery; processes that it started end with it."""
         if self._other is not None:
             self._other.close()
+        self._end()
+        if self._warming is not None and self._warming is not threading.current_thread():
+            self._warming.join()
+            self._end()  # what it may have started in the meantime
         if self._control is not None:
             self._control.close()
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(2)
-            self._process.kill()
-            self._process.wait()
         self._process = self._control = None
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _end(self) -> None:
+        process, control = self._process, self._control
+        if process is None:
+            return
+        if _GRACE and control is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+                control.shutdown(socket.SHUT_WR)
+                process.wait(_GRACE)
+        # An interpreter with torch and vLLM in it takes seconds to end by itself, and has nothing to save.
+        process.kill()
+        process.wait()
+
+    @property
+    def _stacks(self) -> Path:
+        assert self._folder is not None, "nothing was started"
+        return Path(self._folder.name) / "stacks.txt"
 
     def _launch(self) -> None:
-        self._stacks = Path(tempfile.mkdtemp(prefix="kvconform-room-")) / "stacks.txt"
+        self._folder = tempfile.TemporaryDirectory(prefix="kvconform-room-", ignore_cleanup_errors=True)
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(

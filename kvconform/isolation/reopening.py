@@ -31,8 +31,14 @@ class Reopened:
     obstacle: str = ""
 
 
-def reopen(conformance: Conformance, store: Program, ask: Program) -> Reopened:
+def reopen(conformance: Conformance, otherwise_hashing: Nursery, store: Program, ask: Program) -> Reopened:
     """Play ``store`` in one process and ``ask`` in others, on the same store.
+
+    Args:
+        conformance: the connector on trial.
+        otherwise_hashing: where processes with another seed of ``hash()`` come from.
+        store: what fills the store.
+        ask: what should find it.
 
     Raises:
         Refused: the connector refused to start with this set-up.
@@ -43,7 +49,7 @@ def reopen(conformance: Conformance, store: Program, ask: Program) -> Reopened:
     directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
     try:
         _played(conformance, room.nursery, directory, store)
-        otherwise = _loaded(conformance, room.nursery.otherwise_hashing(), directory, ask)
+        otherwise = _loaded(conformance, otherwise_hashing, directory, ask)
         if otherwise:
             return Reopened(otherwise)
         return Reopened(0, _loaded(conformance, room.nursery, directory, ask))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvconform.kvcache.oracle import PageContent, expand, poison_seeds
+from kvconform.kvcache.oracle import PageContent, expand, poison_of_blocks
 from kvconform.kvcache.placing import to_device
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ class KVMemory:
         self._guard_bytes = guard_bytes
         self._life = [0] * self.num_blocks
         self._write_poison(list(range(self.num_blocks)), tuple(self.layers))
+        #: Always the same tensor, so that views of it can be kept.
         self.shadow = self.raw.clone()
+        self._shadow_views = {name: _like(layer.bytes, self.shadow) for name, layer in self.layers.items()}
+        self._words = _widest(self.raw), _widest(self.shadow)
 
     # -- the engine's own accesses ---------------------------------------------------------------------------------
 
@@ -171,14 +174,18 @@ class KVMemory:
                 where nothing may be written.
             owner_group: per block, the KV cache group that owns it, -1 for none.
         """
-        if torch.equal(_widest(self.raw), _widest(self.shadow)):
+        if self.untouched():
             return []
         # A thread of the connector may be writing: judge one copy, and keep that copy as the new shadow.
         now = self.raw.clone()
         changed = now != self.shadow
         stray = self._stray_writes(now, changed, first_writable, owner_group)
-        self.shadow = now
+        self.shadow.copy_(now)
         return stray
+
+    def untouched(self) -> bool:
+        """Whether nobody but the engine has written since the last audit; at the speed of the memory."""
+        return torch.equal(*self._words)
 
     def _stray_writes(
         self,
@@ -233,13 +240,14 @@ class KVMemory:
     def _write_poison(self, blocks: list[int], names: tuple[str, ...]) -> None:
         for name in names:
             memory = self.layers[name]
-            seeds = [poison_seeds(self.engine, b, self._life[b], memory.block_size, name) for b in blocks]
-            content = expand(np.concatenate(seeds), memory.content, self.raw.device)
+            lives = [(block, self._life[block]) for block in blocks]
+            seeds = poison_of_blocks(self.engine, lives, memory.block_size, name)
+            content = expand(seeds, memory.content, self.raw.device)
             tokens = memory.block_size // memory.kernel_blocks_per_block
             memory.bytes[memory.rows(blocks)] = content.view(-1, tokens, *content.shape[1:]).transpose(1, 2)
 
     def _shadow_view(self, memory: LayerMemory) -> torch.Tensor:
-        return _like(memory.bytes, self.shadow)
+        return self._shadow_views[memory.name]
 
 
 def differing(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:

@@ -39,23 +39,26 @@ def key64(*parts: object) -> int:
 _MIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _MIX_LAST_SHIFT = 31
 _COUNTER_FACTOR = 0xD1B54A32D192ED03
+# The same for numpy, made once: most arrays are so short that making them would cost as much as the arithmetic.
+_STEPS = tuple((np.uint64(shift), np.uint64(factor)) for shift, factor in _MIX_STEPS)
+_LAST_SHIFT = np.uint64(_MIX_LAST_SHIFT)
 
 
 def _mix(x: U64) -> U64:
     """splitmix64's finaliser."""
-    for shift, factor in _MIX_STEPS:
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return x ^ (x >> np.uint64(_MIX_LAST_SHIFT))
+    for shift, factor in _STEPS:
+        x = (x ^ (x >> shift)) * factor
+    return x ^ (x >> _LAST_SHIFT)
 
 
 def _mix_in_place(x: U64) -> None:
     """:func:`_mix` without temporaries but one; ``x`` should fit into a processor's cache."""
     shifted = np.empty_like(x)
-    for shift, factor in _MIX_STEPS:
-        np.right_shift(x, np.uint64(shift), out=shifted)
+    for shift, factor in _STEPS:
+        np.right_shift(x, shift, out=shifted)
         x ^= shifted
-        x *= np.uint64(factor)
-    np.right_shift(x, np.uint64(_MIX_LAST_SHIFT), out=shifted)
+        x *= factor
+    np.right_shift(x, _LAST_SHIFT, out=shifted)
     x ^= shifted
 
 
@@ -160,17 +163,33 @@ class PageContent:
         return -(-self.heads * self.content_bytes // 8)
 
 
+@lru_cache(maxsize=1024)
+def _place(layer: str, rank: int) -> np.uint64:
+    return np.uint64(key64("place", layer, rank))
+
+
+@lru_cache(maxsize=64)
+def _counters(words: int) -> U64:
+    """What is added to a token's seed, word by word; read only."""
+    counters = np.arange(1, words + 1, dtype=np.uint64) * np.uint64(_COUNTER_FACTOR)
+    counters.flags.writeable = False
+    return counters[None, :]
+
+
 def slot_seeds(chain: U64, layer: str, rank: int = 0) -> U64:
     """One 64-bit seed per slot from the chain values and the place (layer name, worker rank)."""
-    with np.errstate(over="ignore"):
-        return _mix(chain + np.uint64(key64("place", layer, rank)))
+    return _mix(chain + _place(layer, rank))
 
 
 def poison_seeds(engine: int, block: int, life: int, num_slots: int, layer: str) -> U64:
     """Seeds of the poison in block ``block`` of ``layer`` during its ``life``-th life in engine ``engine``."""
-    slots = np.arange(num_slots, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        return _mix(slots + np.uint64(key64("poison", engine, block, life, layer)))
+    return poison_of_blocks(engine, [(block, life)], num_slots, layer)
+
+
+def poison_of_blocks(engine: int, lives: Sequence[tuple[int, int]], num_slots: int, layer: str) -> U64:
+    """:func:`poison_seeds` of several (block, life), one behind the other."""
+    keys = np.array([key64("poison", engine, block, life, layer) for block, life in lives], dtype=np.uint64)
+    return _mix(keys[:, None] + np.arange(num_slots, dtype=np.uint64)).reshape(-1)
 
 
 def expand(seeds: U64, content: PageContent, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -186,12 +205,11 @@ def expand(seeds: U64, content: PageContent, device: torch.device | str = "cpu")
 
         return expand_tensor(to_device(seeds, place), content)
     words = np.empty((len(seeds), content.words), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        counters = np.arange(1, content.words + 1, dtype=np.uint64) * np.uint64(_COUNTER_FACTOR)
-        rows = max(1, _CACHED_WORDS // content.words)
-        for first in range(0, len(seeds), rows):
-            np.add(seeds[first : first + rows, None], counters[None, :], out=words[first : first + rows])
-            _mix_in_place(words[first : first + rows])
+    counters = _counters(content.words)
+    rows = max(1, _CACHED_WORDS // content.words)
+    for first in range(0, len(seeds), rows):
+        np.add(seeds[first : first + rows, None], counters, out=words[first : first + rows])
+        _mix_in_place(words[first : first + rows])
     raw = words.view(np.uint8).reshape(len(seeds), content.words * 8)
     raw = np.ascontiguousarray(raw[:, : content.heads * content.content_bytes])
     return torch.from_numpy(raw).view(len(seeds), content.heads, content.content_bytes)
@@ -228,6 +246,11 @@ def prompt_tokens(segments: Sequence[tuple[int, int]], vocabulary: int = 50_000)
     """Token ids of a prompt given as (seed, length) segments; equal leading segments make equal prefixes."""
     tokens: list[int] = []
     for position, (seed, length) in enumerate(segments):
-        rng = np.random.default_rng(key64("segment", position, seed))
-        tokens.extend(int(token) for token in rng.integers(10, vocabulary, size=length))
+        tokens += _segment(position, seed, length, vocabulary)
     return tuple(tokens)
+
+
+@lru_cache(maxsize=4096)
+def _segment(position: int, seed: int, length: int, vocabulary: int) -> tuple[int, ...]:
+    rng = np.random.default_rng(key64("segment", position, seed))
+    return tuple(rng.integers(10, vocabulary, size=length).tolist())

@@ -329,6 +329,8 @@ class Execution:
         engine = self._engine
         if self._work is not None:
             self._work.settle()
+        if worker.memory.untouched():
+            return
         first_writable, group_of = engine.ownership.writable()
         for write in worker.memory.audit(first_writable, group_of):
             origins: tuple[str, ...] = ()
