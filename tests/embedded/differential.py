@@ -4,6 +4,7 @@
     python tests/embedded/differential.py --sample 9     every ninth connector, on the tests of its rules only
     python tests/embedded/differential.py --only REGEX   some connectors
     python tests/embedded/differential.py --narrow       mutants on the tests of their rules only
+    python tests/embedded/differential.py --kept FILE    keep what vLLM gave, for kill_matrix.py --resume FILE
 
 Both engines have to give the same verdict on each rule in each test and, for every program that the suites play, drawn
 ones included, the same findings and the same history: connector calls with the essentials of their arguments, what was
@@ -17,6 +18,7 @@ import json
 import re
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ from comparing import Job, differences, play
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "mutants"))
 
-from kill_matrix import BATCH_LIMIT, groups_of, run_pytest  # noqa: E402
+from kill_matrix import BATCH_LIMIT, by_entry, groups_of, keep, run_pytest  # noqa: E402
 from matrix_entries import Entry, read_entries  # noqa: E402
 
 from kvconform.api import vllm_version  # noqa: E402
@@ -48,6 +50,7 @@ BATCH = 8
 LOOKED_AT = 4
 #: How often: a connector with threads takes another way each time.
 AGAIN = 2
+_WRITING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Said:
     verdicts: Mapping[str, Mapping[tuple[str, str], str]]
     programs: Mapping[str, Mapping[str, Mapping[str, Any]]]
     output: str
+    results: Sequence[RuleResult]
 
 
 def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -114,7 +118,7 @@ def ask(engine: str, batch: Sequence[Entry], narrow: bool) -> Said:
     verdicts: dict[str, dict[tuple[str, str], str]] = {}
     for result in results:
         verdicts.setdefault(result.target, {})[_test(result), result.rule] = _verdict(result)
-    return Said(verdicts, programs, output)
+    return Said(verdicts, programs, output, results)
 
 
 def _test(result: RuleResult) -> str:
@@ -125,9 +129,12 @@ def _verdict(result: RuleResult) -> str:
     return judge(result, load_catalogue().rule(result.rule).level).verdict.value
 
 
-def compare(batch: Sequence[Entry], narrow: bool) -> list[Compared]:
-    """Both engines on connectors of one group."""
+def compare(batch: Sequence[Entry], narrow: bool, kept: Path | None = None) -> list[Compared]:
+    """Both engines on connectors of one group; what vLLM gave is added to ``kept``."""
     real, own = (ask(engine, batch, narrow) for engine in ENGINES)
+    if kept is not None:
+        with _WRITING:
+            keep(kept, by_entry(batch, real.output, real.results))
     done, doubtful = [], []
     for entry in batch:
         compared = Compared(entry)
@@ -237,9 +244,12 @@ def complaints(done: Sequence[Compared], listed: Sequence[Listed]) -> list[str]:
 @click.option("--only", default="", help="Only connectors that match this regular expression.")
 @click.option("--sample", default=0, help="Only every so many-th connector, on the tests of its rules.")
 @click.option("--narrow", is_flag=True, help="Mutants on the tests of their rules only.")
+@click.option("--kept", type=click.Path(path_type=Path), help="Keep what vLLM gave in this file; not with --narrow.")
 @click.option("--jobs", default=1, show_default=True, help="pytest processes at a time.")
-def main(only: str, sample: int, narrow: bool, jobs: int) -> None:
+def main(only: str, sample: int, narrow: bool, kept: Path | None, jobs: int) -> None:
     """Run the differential test."""
+    if kept is not None and (narrow or sample):
+        raise click.UsageError("--kept is for whole suites: without --narrow and --sample.")
     if not str(vllm_version()).startswith(STANDIN_RELEASE):
         raise click.UsageError(f"the engine 'embedded' follows vLLM {STANDIN_RELEASE}; installed is {vllm_version()}.")
     entries = [
@@ -252,7 +262,7 @@ def main(only: str, sample: int, narrow: bool, jobs: int) -> None:
     started = time.monotonic()
     done: list[Compared] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for results in pool.map(lambda batch: compare(batch, narrow or bool(sample)), batches(entries)):
+        for results in pool.map(lambda batch: compare(batch, narrow or bool(sample), kept), batches(entries)):
             done += results
             for compared in results:
                 timed = f", {compared.timed} timed" if compared.timed else ""

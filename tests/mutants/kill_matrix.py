@@ -99,10 +99,8 @@ def run(
     def one(batch: Sequence[Entry]) -> list[tuple[Entry, list[RuleResult], str]]:
         done = _run_batch(batch, full, narrow)
         if kept is not None:
-            with writing, kept.open("a", encoding="utf-8") as stream:
-                for entry, results, trouble in done:
-                    told = [result.to_dict() for result in results]
-                    stream.write(json.dumps([_kept_name(entry), told, trouble]) + "\n")
+            with writing:
+                keep(kept, done)
         return done
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -133,6 +131,13 @@ def _kept_name(entry: Entry) -> str:
     return f"{entry.connector} {entry.group} {' '.join(entry.suites)}"
 
 
+def keep(file: Path, done: Iterable[tuple[Entry, Sequence[RuleResult], str]]) -> None:
+    """Append what connectors gave to a file for ``--resume``."""
+    with file.open("a", encoding="utf-8") as stream:
+        for entry, results, trouble in done:
+            stream.write(json.dumps([_kept_name(entry), [result.to_dict() for result in results], trouble]) + "\n")
+
+
 def _read_kept(file: Path) -> dict[str, tuple[list[RuleResult], str]]:
     if not file.exists():
         return {}
@@ -143,6 +148,13 @@ def _read_kept(file: Path) -> dict[str, tuple[list[RuleResult], str]]:
 def _run_batch(batch: Sequence[Entry], full: bool, narrow: bool) -> list[tuple[Entry, list[RuleResult], str]]:
     with tempfile.TemporaryDirectory(prefix="kvconform-matrix-") as folder:
         output, results = run_pytest(batch, Path(folder), full=full, narrow=narrow)
+    return by_entry(batch, output, results)
+
+
+def by_entry(
+    batch: Sequence[Entry], output: str, results: Sequence[RuleResult]
+) -> list[tuple[Entry, list[RuleResult], str]]:
+    """What a run says of each of its connectors, and what is wrong where it says nothing."""
     tried = []
     for entry in batch:
         own = [result for result in results if result.target == _target_id(entry)]
