@@ -1,7 +1,9 @@
 """What a connector can do, looked at three ways: declared in its configuration, detected, and exercised in a run.
 
-*Detected* means that the class has what the capability needs, or that the connector did it once in plain scenarios.
-*Exercised* counts how often a run saw it. A rule with a capability is asked of a connector that declares or shows it.
+*Detected* means that the class has what the capability needs. *Exercised* counts how often it was seen at work. A rule
+with a capability is asked of a connector that declares it, whose class has it, or that shows it in the scenarios that
+call for it (:mod:`kvconform.scenario.capabilities`): always the same ones, so that the answer does not depend on which
+tests ran before.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from kvconform.rules.model import CAPABILITIES
 
 #: Asked of every connector: the engine decides about them, not the connector.
 OF_EVERY_CONNECTOR: frozenset[str] = frozenset({"base", "multi-worker", "async-scheduling", "multi-connector"})
+
+#: Asked of the class by vLLM itself (supports_hma, 0.32.0): no scenario can show what the class does not have.
+BY_CLASS_ALONE: frozenset[str] = frozenset({"hma"})
 
 #: Hooks and class-level answers whose override is the capability's claim (KVConnectorBase_V1, 0.32.0).
 _OVERRIDES: Mapping[str, tuple[str, ...]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from kvconform.report.failure_text import crashed_text, failure_text, hung_text
 from kvconform.report.picturing import pictures_of
 from kvconform.rules import load_catalogue
 from kvconform.scenario import transfer
+from kvconform.scenario.capabilities import Demonstrator
 from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing
 from kvconform.scenario.program import Program
 from kvconform.scenario.run import play
@@ -63,7 +63,10 @@ class Conformance:
     _observation: ClassObservation | None = None
     _patience: float | None = None
     _shown: Shown = field(default_factory=Shown)
-    _probed: bool = False
+    _demonstrator: Demonstrator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._demonstrator = Demonstrator(self.examine)
 
     # -- playing ---------------------------------------------------------------------------------------------------
 
@@ -205,29 +208,36 @@ class Conformance:
 
     @property
     def seen(self) -> Shown:
-        """What the connector was seen to be able to do so far; nothing is tried for it."""
+        """What the connector was seen to be able to do so far: for reports, since it depends on what was played."""
         return self._shown
 
     @property
-    def shown(self) -> Shown:
-        """What the connector was seen to be able to do so far, plain scenarios and a look at the class included."""
-        if not self._probed:
-            self._probed = True
+    def _detected(self) -> Mapping[str, str]:
+        if not self._shown.detected:
             self._shown.add(capabilities.of_class(self._seen_class.shape), {})
-            for program in (*transfer.reload().examples[:1], *transfer.restart().examples[:1]):
-                with contextlib.suppress(Refused, HungError, CrashedError):
-                    self.examine(program)
-        return self._shown
+        return self._shown.detected
 
     def capability(self, name: str) -> Capability:
-        """What is known of one capability; plain scenarios are tried first."""
-        shown = self.shown
-        return Capability(name, name in self.config.capabilities, shown.detected.get(name, ""), shown.exercised[name])
+        """What configuration, class and the scenarios that call for it say of one capability, whatever else was played.
+
+        Raises:
+            Inconclusive: nothing shows it, and some of these scenarios had no end.
+        """
+        exercised, lost = self._demonstrator.count(name)
+        if lost:
+            raise Inconclusive(f"whether the connector has {name} could not be seen: {lost}")
+        return Capability(name, name in self.config.capabilities, self._detected.get(name, ""), exercised)
 
     def demand_capability(self, name: str) -> None:
-        """Raises NotApplicable if the connector neither declares nor shows the capability."""
-        known = self.capability(name)
-        if name not in capabilities.OF_EVERY_CONNECTOR and not (known.declared or known.detected or known.exercised):
+        """Ask for a capability that the rules of a test are about.
+
+        Raises:
+            NotApplicable: the connector neither declares nor shows it.
+            Inconclusive: see :meth:`capability`.
+        """
+        if name in capabilities.OF_EVERY_CONNECTOR or name in self._detected or name in self.config.capabilities:
+            return
+        if name in capabilities.BY_CLASS_ALONE or not self.capability(name).exercised:
             raise NotApplicable(capabilities.why_not(name))
 
     def demand_streams(self) -> None:

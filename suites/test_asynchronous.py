@@ -33,7 +33,7 @@ def test_worker_reports_sets_of_requests_that_wait_for_it(
     conformance.judge(request, asynchronous.loads_at_once())
 
 
-@pytest.mark.kvconform_rules("ASYNC-09")
+@pytest.mark.kvconform_rules("ASYNC-09", "ASYNC-01")
 def test_request_aborted_while_it_loads_is_reported_as_received_only(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
@@ -42,7 +42,7 @@ def test_request_aborted_while_it_loads_is_reported_as_received_only(
     conformance.judge(request, asynchronous.aborted_loads())
 
 
-@pytest.mark.kvconform_rules("ASYNC-22")
+@pytest.mark.kvconform_rules("ASYNC-22", "ASYNC-05")
 def test_id_used_again_owes_nothing_to_its_earlier_life(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:

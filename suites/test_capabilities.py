@@ -8,7 +8,7 @@ from kvconform.checks import Finding
 from kvconform.checks.signature import BEFORE
 from kvconform.conformance import Conformance
 from kvconform.outcomes import NotApplicable
-from kvconform.scenario.capabilities import DEMONSTRATIONS, demonstrate
+from kvconform.scenario.capabilities import DEMONSTRATIONS
 
 
 @pytest.mark.kvconform_rules("CAP-01")
@@ -17,7 +17,7 @@ def test_declared_capabilities_are_seen_at_work(conformance: Conformance, reques
     declared = [name for name in conformance.config.capabilities if name in DEMONSTRATIONS]
     if not declared:
         raise NotApplicable("the configuration declares no capability that a scenario can call for")
-    rows = {name: demonstrate(conformance, name) for name in declared}
+    rows = {name: conformance.capability(name) for name in declared}
     findings = [
         Finding("CAP-01", f"{name} at work", f"it is declared; {DEMONSTRATIONS[name].lacking}", BEFORE)
         for name, row in rows.items()

@@ -40,7 +40,7 @@ def test_hit_brings_the_whole_window_before_its_end(conformance: Conformance, re
     conformance.judge(request, hybrid.several_groups())
 
 
-@pytest.mark.kvconform_rules("HMA-08")
+@pytest.mark.kvconform_rules("HMA-08", "HMA-02")
 def test_groups_of_different_block_sizes_get_the_stored_bytes(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:

@@ -1,74 +1,125 @@
-"""Scenarios that call for a capability, for connectors that declare it."""
+"""Scenarios that call for a capability, and decide whether its rules are asked of a connector that does not declare it.
+
+The same programs for everyone, whatever else ran before: they are examples of the suites' own families, most of them of
+families that every connector is tried with, so that a whole run plays none of them twice.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from kvconform.capabilities import Capability
-from kvconform.checks import Examination
-from kvconform.scenario import failures, hybrid, producer_consumer, transfer
-from kvconform.scenario.exploration import Refused
+from kvconform.isolation.room import CrashedError, HungError
+from kvconform.scenario import asynchronous, failures, finish, hybrid, observability, producer_consumer, transfer
+from kvconform.scenario.exploration import Play, Refused
 from kvconform.scenario.program import Program
+
+#: Programs of one capability that may hang or crash before the others are left alone.
+LOSSES = 2
 
 
 @dataclass(frozen=True)
 class Demonstration:
     """Programs that call for one capability; ``lacking`` says what did not happen in them."""
 
-    programs: Callable[[], tuple[Program, ...]]
+    programs: Callable[[], Iterator[Program]]
     lacking: str
 
 
-def _plain() -> tuple[Program, ...]:
-    return (transfer.reload().examples[0],)
+def _plain() -> Iterator[Program]:
+    yield transfer.reload().examples[0]
 
 
-def _restart() -> tuple[Program, ...]:
-    return transfer.restart().examples[:1]
+def _loads() -> Iterator[Program]:
+    """One by one and several at once, behind a local hit, of a prompt computed in chunks, and in the next turn."""
+    yield from _plain()
+    for family in (
+        asynchronous.loads_at_once, transfer.partly_local, transfer.chunked_prefill, transfer.next_turn,
+    ):  # fmt: skip
+        yield family().examples[0]
 
 
-def _broken_store() -> tuple[Program, ...]:
-    return failures.failed_loads("recompute").examples
+def _ends() -> Iterator[Program]:
+    """Requests that end one by one and together, on blocks that others want at once, and aborted."""
+    yield from _plain()
+    yield asynchronous.loads_at_once().examples[0]
+    yield from finish.blocks_handed_on().examples
+    yield finish.aborts().examples[0]
 
 
-def _groups() -> tuple[Program, ...]:
-    return hybrid.several_groups().examples[:1]
+def _restarts() -> Iterator[Program]:
+    yield from transfer.restart().examples
+
+
+def _broken_store() -> Iterator[Program]:
+    yield from failures.failed_loads("recompute").examples
+
+
+def _groups() -> Iterator[Program]:
+    yield hybrid.several_groups().examples[0]
+
+
+def _observed() -> Iterator[Program]:
+    yield from _plain()
+    yield observability.varied().examples[0]
+
+
+def _hand_offs() -> Iterator[Program]:
+    yield from producer_consumer.demonstration()
+    # One that returns parameters for every request does so here.
+    yield from _plain()
 
 
 DEMONSTRATIONS: Mapping[str, Demonstration] = {
-    "sync-load": Demonstration(_plain, "no stored prompt was offered for a load in the same step"),
-    "async-load": Demonstration(_plain, "no stored prompt was offered for an asynchronous load"),
-    "delayed-free": Demonstration(_plain, "request_finished never kept the blocks of a request"),
-    "async-save": Demonstration(_plain, "request_finished never kept the blocks of a request for a save"),
+    "sync-load": Demonstration(_loads, "no stored prompt was offered for a load in the same step"),
+    "async-load": Demonstration(_loads, "no stored prompt was offered for an asynchronous load"),
+    "delayed-free": Demonstration(_ends, "request_finished never kept the blocks of a request"),
+    "async-save": Demonstration(_ends, "request_finished never kept the blocks of a request for a save"),
     "handshake": Demonstration(_plain, "get_handshake_metadata returned nothing"),
-    "stats": Demonstration(_plain, "get_kv_connector_stats returned nothing"),
-    "events": Demonstration(_plain, "no KV cache event came out"),
+    "stats": Demonstration(_observed, "get_kv_connector_stats returned nothing"),
+    "events": Demonstration(_observed, "no KV cache event came out"),
     "failure-report": Demonstration(_broken_store, "no failed load was reported, although the store was broken"),
     "hma": Demonstration(_groups, "nothing was loaded for a request with several KV cache groups"),
-    "pd": Demonstration(producer_consumer.demonstration, "no finished request returned kv_transfer_params"),
-    "producer": Demonstration(producer_consumer.demonstration, "no finished request returned kv_transfer_params"),
+    "pd": Demonstration(_hand_offs, "no finished request returned kv_transfer_params"),
+    "producer": Demonstration(_hand_offs, "no finished request returned kv_transfer_params"),
     "worker-meta": Demonstration(_plain, "build_connector_worker_meta returned nothing"),
-    "persistence": Demonstration(_restart, "a restarted engine was offered nothing of what was stored before"),
+    "persistence": Demonstration(_restarts, "a restarted engine was offered nothing of what was stored before"),
 }
 
 
-class Player(Protocol):
-    """What tries programs and counts what they showed."""
+@dataclass
+class Demonstrator:
+    """Plays the scenarios of a capability until one shows it; none is played twice, neither one that hung."""
 
-    def examine(self, program: Program) -> Examination:
-        """Play and judge one program."""
+    play: Play
+    _lost: dict[str, str] = field(default_factory=dict)
 
-    def capability(self, name: str) -> Capability:
-        """What is known by now."""
+    def count(self, name: str) -> tuple[int, str]:
+        """How often the first scenario that shows it did; if none does, what became of those without an end.
 
+        The answer depends on the capability's own scenarios only, which are tried in the same order each time.
+        """
+        lost: list[str] = []
+        demonstration = DEMONSTRATIONS.get(name)
+        for program in demonstration.programs() if demonstration is not None else ():
+            count, loss = self._try(program, name)
+            if count:
+                return count, ""
+            if loss:
+                lost.append(loss)
+            if len(lost) == LOSSES:
+                break
+        return 0, "; ".join(lost)
 
-def demonstrate(player: Player, name: str) -> Capability:
-    """Play the scenarios of one capability, unless it was seen before, and say what is known then."""
-    if not player.capability(name).exercised:
-        for program in DEMONSTRATIONS[name].programs():
-            with contextlib.suppress(Refused):
-                player.examine(program)
-    return player.capability(name)
+    def _try(self, program: Program, name: str) -> tuple[int, str]:
+        key = repr(program)
+        if key not in self._lost:
+            try:
+                return self.play(program).capabilities.get(name, 0), ""
+            except Refused:
+                return 0, ""
+            except HungError as error:
+                self._lost[key] = f'the scenario "{program.name}" hung: {error}'
+            except CrashedError as error:
+                self._lost[key] = f'the scenario "{program.name}" ended the connector\'s process: {error}'
+        return 0, self._lost[key]

@@ -67,6 +67,7 @@ def broken_store() -> Family:
     return Family(
         "failed loads of several groups", "FAIL-15", programs, st.sampled_from(programs), "a broken store", control,
         sort=lambda _, finding: "FAIL-15" if isinstance(finding.at, WrongBytes) else finding.rule,
+        general=several_groups(),
     )  # fmt: skip
 
 
