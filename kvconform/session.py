@@ -10,9 +10,10 @@ import importlib
 import importlib.util
 import json
 import os
+import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from kvconform.errors import UsageError
 from kvconform.judgement import BASELINE, explain_outcome
 from kvconform.outcomes import PROPERTY, entries_in, results_in, rules_of, target_of
 from kvconform.report.model import RunReport, build_report, describe_environment
+from kvconform.report.spent import Spent
 from kvconform.target import Target, parse_target
 from kvconform.target_fixtures import RUN_CONFIG, UnusableTargetError
 from kvconform.verdicts import RuleResult, Verdict
@@ -137,6 +139,10 @@ class ConformanceSession:
         #: By target id: what was said of its capabilities last, and what all tests have said.
         self._told: dict[str, dict[str, Any]] = {}
         self._shown: dict[str, Shown] = {}
+        #: By process: what it told of the time it spent; and what this one has told.
+        self._spent: dict[int, Spent] = {}
+        self._told_time = Spent()
+        self._began = time.monotonic()
 
     # --- collection ---------------------------------------------------------------------------------------------------
 
@@ -200,6 +206,8 @@ class ConformanceSession:
                 self._say(item, "result", result.to_dict())
             if report.when == "call":
                 self._tell_capabilities(item)
+            if report.when == "teardown":
+                self._tell_time(item)
             if rules_of(item):
                 report.sections = [(title, _end_of(text)) for title, text in report.sections]
         report.user_properties = list(item.user_properties)
@@ -218,6 +226,15 @@ class ConformanceSession:
         if self._told.get(target) != seen:
             self._told[target] = seen
             self._say(item, "capabilities", {"target": target, **seen})
+
+    def _tell_time(self, item: pytest.Item) -> None:
+        """The time that went into the connectors' processes since a test told of it last."""
+        rooms = getattr(item, "funcargs", {}).get("_rooms")
+        if isinstance(rooms, target_fixtures.Rooms):
+            now = rooms.spent
+            if now != self._told_time:
+                self._say(item, "spent", {"by": os.getpid(), **asdict(now - self._told_time)})
+                self._told_time = now
 
     def _report_unusable(self, item: pytest.Item, report: pytest.TestReport, error: UnusableTargetError) -> None:
         """The first test says the sentence, the others of the target are skipped and point to it."""
@@ -250,6 +267,10 @@ class ConformanceSession:
             self._unusable.setdefault(entry["target"], entry["sentence"])
         for entry in entries_in(report.user_properties, "capabilities"):
             self._shown.setdefault(entry["target"], Shown()).add(entry["detected"], entry["exercised"])
+        if report.when == "teardown":
+            for entry in entries_in(report.user_properties, "spent"):
+                by = entry.pop("by")
+                self._spent[by] = self._spent.get(by, Spent()) + Spent(**entry)
         for entry in entries_in(report.user_properties, "test"):
             self._tests[nodeid] = entry
         results = results_in(report.user_properties)
@@ -309,6 +330,7 @@ class ConformanceSession:
             checked=checked_rules(collection.suites_directory()),
             incomplete=self._census.incomplete({*self._results, *self._crashed}, [t.id for t in self._targets]),
             no_such_target=self.no_such_target,
+            spent=sum(self._spent.values(), Spent()).sentence(time.monotonic() - self._began, len(self._spent)),
         )
 
     def no_such_target(self, target: str) -> str | None:

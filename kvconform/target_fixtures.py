@@ -11,6 +11,7 @@ import pytest
 
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
+from kvconform.report.spent import Spent
 from kvconform.target import Target
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ class Rooms:
     def otherwise_hashing(self, target: Target) -> Nursery:
         """Where processes with another seed of Python's ``hash()`` come from."""
         return self.room(target).nursery.otherwise_hashing()
+
+    @property
+    def spent(self) -> Spent:
+        """Where the time has gone so far."""
+        rooms = self._rooms.values()
+        waited = 0.0 if self._nursery is None else self._nursery.waited_in_all
+        return Spent(sum(room.played for room in rooms), sum(room.seconds for room in rooms), waited)
 
     def close(self) -> None:
         """End all processes."""

@@ -52,6 +52,8 @@ class Nursery:
         self._output: collections.deque[bytes] = collections.deque(maxlen=_OUTPUT_KEPT)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._prepared = False
+        #: Seconds that somebody has waited for it to be ready.
+        self.waited = 0.0
         self._warming: threading.Thread | None = None
         self._at_work = threading.RLock()
 
@@ -74,7 +76,9 @@ class Nursery:
         Raises:
             UsageError: vLLM cannot be used here.
         """
+        began = time.monotonic()
         self._ready(engine="load" not in setup)
+        self.waited += time.monotonic() - began
         ours, theirs = socket.socketpair()
         with theirs:
             answer = self._order({"order": "start", **setup}, [theirs.fileno()])
@@ -90,6 +94,11 @@ class Nursery:
                     self.close()
                     raise UsageError(answer["usage"])
                 self._prepared = True
+
+    @property
+    def waited_in_all(self) -> float:
+        """:attr:`waited`, of the one that hashes otherwise as well."""
+        return self.waited + (0.0 if self._other is None else self._other.waited)
 
     def otherwise_hashing(self) -> Nursery:
         """A nursery whose processes have another seed of ``hash()`` and other addresses; closed with this one."""

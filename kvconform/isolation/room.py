@@ -63,6 +63,9 @@ class Room:
         self.nursery = nursery
         self._pid = 0
         self._pipe: Connection | None = None
+        #: Scenarios that were played to the end, and the seconds that all took.
+        self.played = 0
+        self.seconds = 0.0
         #: The chapter that scenarios are played for, where lines are measured.
         self.context = ""
 
@@ -115,8 +118,16 @@ class Room:
         """
         self.enter()
         assert self._pipe is not None
+        began = time.monotonic()
+        try:
+            return self._examine(self._pipe, program)
+        finally:
+            self.played += 1
+            self.seconds += time.monotonic() - began
+
+    def _examine(self, pipe: Connection, program: Program) -> Examination:
         with contextlib.suppress(OSError):  # a process that is gone is noticed while receiving
-            self._pipe.send_bytes(to_bytes({"program": dump_program(program), "context": self.context}))
+            pipe.send_bytes(to_bytes({"program": dump_program(program), "context": self.context}))
         try:
             answer = self._receive(self.config.timeout)
         except (HungError, CrashedError) as error:

@@ -98,6 +98,8 @@ class RunReport:
     baseline_problems: tuple[str, ...] = ()
     #: Its entries that the run says nothing about.
     baseline_not_tried: tuple[str, ...] = ()
+    #: Where the time went; empty where nothing was played.
+    spent: str = ""
 
     @property
     def excused(self) -> tuple[str, ...]:
@@ -139,6 +141,7 @@ def build_report(
     checked: Iterable[str] = (),
     incomplete: Iterable[tuple[str, str]] = (),
     no_such_target: Callable[[str], str | None] = lambda _: None,
+    spent: str = "",
 ) -> RunReport:
     """Put the results of all tests in the catalogue's order.
 
@@ -157,6 +160,7 @@ def build_report(
         checked: ids of the rules that the suites check on any release.
         incomplete: (target id, rule id) of rules some of whose tests did not run.
         no_such_target: why no connector of some id can exist, or None.
+        spent: where the time went, in a sentence.
     """
     levels = {rule.id: rule.level for rule in catalogue}
     verdicts = aggregate(results, levels)
@@ -188,7 +192,7 @@ def build_report(
     )
     needed = [catalogue.rule(rule) for rule in required]
     shown = tuple(_standing(target, needed, capabilities or {}) for target in targets if target.chapters)
-    return RunReport(shown, unusable, environment, baseline.file, fit.problems, fit.not_tried)
+    return RunReport(shown, unusable, environment, baseline.file, fit.problems, fit.not_tried, spent)
 
 
 def _standing(
