@@ -414,6 +414,11 @@ class Conformance:
         options = [f"--kvconform={self.target.spec}"]
         if self.config.config_file is not None:
             options.append(f"--kvconform-config={os.path.relpath(self.config.config_file)}")
+        options += [
+            f"--kvconform-{name}={value}"
+            for name, value in (("engine", self.config.engine), ("device", self.config.device))
+            if value != "auto"
+        ]
         if self.config.seed:
             options.append(f"--kvconform-seed={self.config.seed}")
         if self.config.budget != "quick":

@@ -9,6 +9,7 @@ import of vLLM. :meth:`Target.load` imports it, in the process that is about to 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -234,7 +235,10 @@ def ask_finders(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     """Spec of a module, without importing anything; ``path`` is that of its parent package."""
     for finder in sys.meta_path:
         find_spec = getattr(finder, "find_spec", None)
-        found: ModuleSpec | None = find_spec(name, path) if find_spec is not None else None
+        found: ModuleSpec | None = None
+        # A namespace package inside another one looks for its parent among the imported ones (_NamespacePath).
+        with contextlib.suppress(KeyError):
+            found = find_spec(name, path) if find_spec is not None else None
         if found is not None:
             return found
     return None

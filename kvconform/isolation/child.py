@@ -102,7 +102,7 @@ def _fork(control: socket.socket, descriptor: int, request: dict[str, Any], stac
     faulthandler.register(signal.SIGUSR1, file=Path(stacks).open("w"), all_threads=True)  # noqa: SIM115
     code = 1
     try:
-        _serve(Connection(descriptor), request)
+        _serve(Connection(descriptor), request, Path(stacks).parent)
         code = 0
     finally:
         with contextlib.suppress(Exception):
@@ -120,7 +120,7 @@ def _reap(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _serve(pipe: Connection, setup: dict[str, Any]) -> None:
+def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
     """Load the connector and answer until the other end is closed."""
     if "load" in setup:
         pipe.send_bytes(to_bytes(_load(setup["load"])))
@@ -129,7 +129,7 @@ def _serve(pipe: Connection, setup: dict[str, Any]) -> None:
         pipe.send_bytes(to_bytes({"observation": _observe(setup)}))
         return
     try:
-        conformance, measuring = _conformance(setup)
+        conformance, measuring = _conformance(setup, directory)
     except UsageError as error:
         pipe.send_bytes(to_bytes({"usage": str(error)}))
         return
@@ -177,7 +177,7 @@ def _observe(setup: dict[str, Any]) -> dict[str, Any]:
     return observe(spec, setup["device"], scheduler_only=setup["scheduler_only"]).to_dict()
 
 
-def _conformance(setup: dict[str, Any]) -> tuple[Any, Any]:
+def _conformance(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
     """The connector ready to be tried, and what measures its lines or None."""
     from kvconform import coverage_child
     from kvconform.config import RunConfig
@@ -187,7 +187,7 @@ def _conformance(setup: dict[str, Any]) -> tuple[Any, Any]:
     target = _target(setup["target"])
     config = RunConfig(**{**setup["config"], "capabilities": tuple(setup["config"]["capabilities"])})
     # What the first engine would do anyway counts as start-up, not against the first scenario's time limit.
-    ensure_parallel_state()
+    ensure_parallel_state(str(directory))
     measuring = coverage_child.start(target)
     connector = target.load()
     if measuring is not None:

@@ -121,6 +121,17 @@ def test_a_namespace_folder_of_the_same_name_is_no_collision(folder: Path) -> No
     assert parse_target("kvt_single.py:Mine", folder).search_path == folder
 
 
+def test_a_module_in_nested_namespace_packages_is_found(folder: Path) -> None:
+    inner = folder / "kvt_outer" / "kvt_inner"
+    inner.mkdir(parents=True)
+    (inner / "kvt_module.py").write_text("class Mine: ...\n")
+    sys.path.insert(0, str(folder))
+    assert parse_target("kvt_outer.kvt_inner.kvt_module:Mine", folder).module_path == "kvt_outer.kvt_inner.kvt_module"
+    assert "kvt_outer.kvt_inner.kvt_module" not in sys.modules
+    with pytest.raises(UsageError, match="kvt_modul"):
+        parse_target("kvt_outer.kvt_inner.kvt_modul:Mine", folder)
+
+
 BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
 
 UNUSABLE = {

@@ -154,15 +154,20 @@ def _parallel_config(workers: int) -> ParallelConfig:
 
 
 @cache
-def ensure_parallel_state() -> None:
-    """A gloo world of one rank with vLLM's model-parallel groups, once per process; engines share it."""
+def ensure_parallel_state(directory: str | None = None) -> None:
+    """A gloo world of one rank with vLLM's model-parallel groups, once per process; engines share it.
+
+    Args:
+        directory: where its rendezvous goes, which has to last as long as the process: a connector may make groups of
+            its own. By default a new folder among the temporary ones.
+    """
     import torch
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
     from vllm.distributed.parallel_state import ensure_model_parallel_initialized, init_distributed_environment
 
     if torch.distributed.is_initialized():
         return
-    rendezvous = Path(tempfile.mkdtemp(prefix="kvconform-gloo-")) / "store"
+    rendezvous = Path(tempfile.mkdtemp(prefix="kvconform-gloo-", dir=directory)) / "store"
     with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
         init_distributed_environment(
             world_size=1, rank=0, distributed_init_method=f"file://{rendezvous}", local_rank=0, backend="gloo"
