@@ -3,6 +3,7 @@
     python tests/mutants/kill_matrix.py                 quick: each connector on the suites that its entry names
     python tests/mutants/kill_matrix.py --cover         as few mutants as break every rule once, each on the tests of
                                                         its rules only; odd connectors on one suite each
+    python tests/mutants/kill_matrix.py --narrow        each mutant on the tests of its rules only
     python tests/mutants/kill_matrix.py --full          each connector on all suites
     python tests/mutants/kill_matrix.py --only REGEX    some connectors
     python tests/mutants/kill_matrix.py --device cuda   only what needs a GPU
@@ -241,6 +242,7 @@ def run_pytest(
 @click.option("--only", default="", help="Only connectors that match this regular expression.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Only connectors whose KV caches are there.")
 @click.option("--cover", "covering", is_flag=True, help="Only as many mutants as break every rule once.")
+@click.option("--narrow", is_flag=True, help="Mutants on the tests of their rules only, as with --cover.")
 @click.option("--full", is_flag=True, help="All suites for every connector.")
 @click.option("--jobs", default=2, show_default=True, help="pytest processes at a time.")
 @click.option("--book", "book_file", type=click.Path(path_type=Path), help="Write the matrix to this Markdown file.")
@@ -250,6 +252,7 @@ def main(
     only: str,
     device: str | None,
     covering: bool,
+    narrow: bool,
     full: bool,
     jobs: int,
     book_file: Path | None,
@@ -257,6 +260,8 @@ def main(
     texts: bool,
 ) -> None:
     """Run the kill matrix."""
+    if full and (narrow or covering):
+        raise click.UsageError("--full is all suites for every connector: without --narrow and --cover.")
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     entries = tuple(entry for entry in read_entries() if re.search(only, f"{entry.kind} {entry.connector}"))
     entries = tuple(entry for entry in entries if device in (None, entry.device))
@@ -264,7 +269,7 @@ def main(
         raise click.UsageError(f"there is no {device} device here: nothing can be tried.")
     entries = cover(entries) if covering else entries
     started = time.monotonic()
-    outcomes = run(entries, full=full, narrow=covering, jobs=jobs, kept=resume)
+    outcomes = run(entries, full=full, narrow=narrow or covering, jobs=jobs, kept=resume)
     table = Table("connector", "kind", "found to break", "")
     for outcome in outcomes:
         if outcome.not_run:
