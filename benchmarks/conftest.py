@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 import pytest
-from busy import Busyness, memory_gib
+
+from kvconform.bench.busy import Busyness, memory_gib
 
 _BEGUN: pytest.StashKey[tuple[float, Busyness]] = pytest.StashKey()
 

@@ -97,6 +97,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Measure which hooks and lines of the connector no rule exercises; needs kvconform[coverage]",
     )
     group.addoption(
+        "--kvconform-bench",
+        dest="kvconform_bench",
+        action="store_true",
+        help="After the tests, measure how fast the connector saves and loads and what its hooks cost; no verdict",
+    )
+    group.addoption(
+        "--kvconform-bench-only", dest="kvconform_bench_only", action="store_true", help="Measure that, and run no test"
+    )
+    group.addoption(
+        "--kvconform-bench-blocks",
+        dest="kvconform_bench_blocks",
+        metavar="N,N,...",
+        help="Blocks of the prompts that are saved and loaded (default 8,64,256,1024)",
+    )
+    group.addoption(
+        "--kvconform-bench-layouts",
+        dest="kvconform_bench_layouts",
+        metavar="NAME,...",
+        help="Layouts that are measured (default LBNHC,LBHNC,hybrid)",
+    )
+    group.addoption(
         "--kvconform-cases",
         dest="kvconform_cases",
         metavar="DIR",

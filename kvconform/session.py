@@ -22,6 +22,7 @@ import pytest
 from kvconform import collection, target_fixtures
 from kvconform.api import release_of
 from kvconform.baseline import Baseline, read_baseline
+from kvconform.bench.plugin import BENCH_PLUGIN, start_bench
 from kvconform.capabilities import Capability, Shown
 from kvconform.cases.folder import cases_folder
 from kvconform.census import Census
@@ -61,6 +62,10 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
     config.stash[BASELINE] = _baseline(run_config)
     # Not import_plugin(): it warns about modules that are imported already (pytest 8), as this one is.
     config.pluginmanager.register(target_fixtures, "kvconform-target-fixtures")
+    bench = start_bench(config, run_config, targets)
+    if bench is not None:
+        bench.unusable = unusable
+        config.pluginmanager.register(bench, BENCH_PLUGIN)
     session = ConformanceSession(config, run_config, targets, unusable)
     config.pluginmanager.register(session, "kvconform-session")
     if not hasattr(config, "workerinput"):

@@ -86,6 +86,13 @@ class HookWatch(Protocol):
         """After the hook has raised."""
 
 
+class HookTap(Protocol):
+    """Wants to see the calls of a connector that an engine has built."""
+
+    def attach(self, connector: Any, role: Role, rank: int = 0) -> None:
+        """Shadow every hook that the instance has."""
+
+
 class Record(Protocol):
     """Where calls are written down."""
 

@@ -208,6 +208,8 @@ def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
     from kvconform.scenario.exploration import Refused
 
     try:
+        if "bench" in request:
+            return _bench(conformance, request["bench"])
         return {"examination": dump_examination(conformance.examine(load_program(request["program"])))}
     except Refused as error:
         return {"refused": str(error)}
@@ -216,6 +218,16 @@ def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
         import traceback
 
         return {"kit_error": "".join(traceback.format_exception(error))[-4000:]}
+
+
+def _bench(conformance: Any, case: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from kvconform.bench.measure import measure
+    from kvconform.bench.plan import Case
+
+    measured, facts = measure(conformance.connector_spec, Case(**case), conformance.config)
+    return {"measured": asdict(measured), "facts": facts}
 
 
 if __name__ == "__main__":

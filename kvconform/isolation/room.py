@@ -9,6 +9,10 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+import cattrs
+
+from kvconform.bench.figures import Measured
+from kvconform.bench.plan import Case
 from kvconform.checks.model import Examination
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
@@ -117,19 +121,16 @@ class Room:
             KitError: the kit's own fault.
         """
         self.enter()
-        assert self._pipe is not None
         began = time.monotonic()
         try:
-            return self._examine(self._pipe, program)
+            return self._examine(program)
         finally:
             self.played += 1
             self.seconds += time.monotonic() - began
 
-    def _examine(self, pipe: Connection, program: Program) -> Examination:
-        with contextlib.suppress(OSError):  # a process that is gone is noticed while receiving
-            pipe.send_bytes(to_bytes({"program": dump_program(program), "context": self.context}))
+    def _examine(self, program: Program) -> Examination:
         try:
-            answer = self._receive(self.config.timeout)
+            answer = self._ask({"program": dump_program(program)})
         except (HungError, CrashedError) as error:
             error.program = program
             raise
@@ -138,6 +139,26 @@ class Room:
         if "refused" in answer:
             raise Refused(answer["refused"])
         raise KitError(answer.get("kit_error", f"unexpected answer {answer!r}"))
+
+    def measure(self, case: Case) -> tuple[Measured, dict[str, Any]]:
+        """Take the time of the connector in its process; and facts on that process.
+
+        Raises:
+            UsageError: the target cannot be used in that process.
+            HungError, CrashedError: as their names say; the next call gets a new process.
+            KitError: the kit's own fault.
+        """
+        answer = self._ask({"bench": asdict(case)})
+        if "measured" in answer:
+            return cattrs.structure(answer["measured"], Measured), answer["facts"]
+        raise KitError(answer.get("kit_error", f"unexpected answer {answer!r}"))
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        self.enter()
+        assert self._pipe is not None
+        with contextlib.suppress(OSError):  # a process that is gone is noticed while receiving
+            self._pipe.send_bytes(to_bytes({**order, "context": self.context}))
+        return self._receive(self.config.timeout)
 
     def leftovers(self, program: Program) -> tuple[Leftover, ...]:
         """What every round of ``program`` leaves behind in its process after shutdown; a process of its own.

@@ -11,6 +11,7 @@ from typing import Literal
 
 import kvconform
 from kvconform.baseline import Baseline, Entry, Tried
+from kvconform.bench.figures import Measurement
 from kvconform.capabilities import Capability
 from kvconform.coverage_report import CoverageEntry
 from kvconform.picture import Picture
@@ -79,6 +80,7 @@ class TargetFacts:
     options: Options
     capabilities: tuple[Capability, ...] = ()
     coverage: CoverageEntry | None = None
+    bench: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,12 @@ class _Builder:
             capabilities=target.capabilities,
             level=level_of(entries, {rule.id: rule.capability for rule in self._catalogue}, target.capabilities),
             coverage=target.coverage,
+            bench=None if target.bench is None else self._cleaned(target.bench),
         )
+
+    def _cleaned(self, bench: Measurement) -> Measurement:
+        cases = tuple(replace(case, problem=self._clean(case.problem)) for case in bench.cases)
+        return replace(bench, reason=self._clean(bench.reason), cases=cases)
 
     def _rules_seen(self, target: str, besides: Iterable[str]) -> list[str]:
         """Rules that have results or named tests, in the catalogue's order, then unknown ones."""

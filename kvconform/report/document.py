@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvconform.baseline import KINDS
+from kvconform.bench.figures import Measurement
 from kvconform.capabilities import Capability
 from kvconform.coverage_report import CoverageEntry
 from kvconform.picture import Picture
@@ -228,6 +229,8 @@ class TargetEntry:
     level: Level = NOTHING_EARNED
     #: What was measured of the connector's lines; None where nothing was.
     coverage: CoverageEntry | None = None
+    #: How fast it is; None where nothing was measured.
+    bench: Measurement | None = None
 
     @property
     def entries(self) -> tuple[RuleEntry, ...]:

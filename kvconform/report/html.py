@@ -19,6 +19,8 @@ from typing import Any
 
 from kvconform.coverage_report import coverage_lines
 from kvconform.picture import STATES, WRONG_KINDS, Picture, Segment, about_group, blocks_of, title_of
+from kvconform.report.bench_plot import plot
+from kvconform.report.bench_section import MARK, charts, intro, remarks, tables
 from kvconform.report.document import (
     BAD,
     FLAKY,
@@ -155,11 +157,21 @@ def render(document: Document) -> str:
 
 @cache
 def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_resource),
+    )
     environment.filters.update(
         coverage_lines=coverage_lines,
+        bench_plots=lambda bench: [plot(chart) for chart in charts(bench)],
+        bench_tables=tables,
+        bench_intro=intro,
+        bench_remarks=remarks,
         visible=visible,
         labelled=labelled,
         plural=plural,
@@ -171,7 +183,8 @@ def _template() -> Any:
         states_of=_states_of,
         kind_words=lambda wrong: WRONG_KINDS.get(wrong.kind, ""),
     )
-    return environment.from_string(_resource("report.html.jinja"))
+    environment.globals.update(doubtful_mark=MARK)
+    return environment.get_template("report.html.jinja")
 
 
 @cache

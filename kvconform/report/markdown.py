@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from kvconform.bench.figures import Measurement
+from kvconform.report.bench_section import MARK, intro, remarks, tables
 from kvconform.report.document import (
     BAD,
     FLAKY,
@@ -73,6 +75,9 @@ def _lines(document: Document) -> Iterator[str]:
         yield from _section(title, entries, sentences)
     for target in document.targets:
         yield from _standing(target)
+    for target in document.targets:
+        if target.bench is not None:
+            yield from _bench(target.id, target.bench)
 
 
 def _standing(target: TargetEntry) -> Iterator[str]:
@@ -84,6 +89,33 @@ def _standing(target: TargetEntry) -> Iterator[str]:
         yield "|---|---|---|---|"
         for row in target.capabilities:
             yield f"| {row.name} | {row.state} | {row.exercised} | {'yes' if row.declared else 'no'} |"
+        yield ""
+
+
+def _bench(target: str, bench: Measurement) -> Iterator[str]:
+    """Bandwidth and the cost of a step; the hooks one by one are folded away."""
+    yield f"### Speed of {escape(target)}"
+    yield ""
+    yield "For information: no verdict rests on it."
+    yield from (escape(line) for line in intro(bench))
+    yield ""
+    found = tables(bench)
+    for number, table in enumerate(found):
+        if number == 2:
+            yield "<details><summary>Scheduler-side hooks, one by one</summary>"
+            yield ""
+        yield f"**{escape(table.caption)}**"
+        yield ""
+        yield f"| {' | '.join(map(escape, table.head))} |"
+        yield f"|{'---|' * table.names}{'---:|' * (len(table.head) - table.names)}"
+        yield from (f"| {' | '.join(map(escape, row))} |" for row in table.rows)
+        yield ""
+    if len(found) > 2:
+        yield "</details>"
+        yield ""
+    notes = [*([MARK] if found else []), *remarks(bench)]
+    yield from (f"- {escape(note)}" for note in notes)
+    if notes:
         yield ""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kvconform.bench.plugin import ONLY, bench_of
 from kvconform.capabilities import Capability
 from kvconform.census import shipped_name
 from kvconform.collection import suites_directory
@@ -256,7 +257,8 @@ class ReportRecorder:
         )
         shown = self._capabilities(target.id)
         measured = coverage_of(self.config, target.id)
-        return TargetFacts(target.id, config.preset, distribution_of(target), options, shown, measured)
+        bench = bench_of(self.config, target.id)
+        return TargetFacts(target.id, config.preset, distribution_of(target), options, shown, measured, bench)
 
     def _deselected_by(self) -> str:
         option = self.config.option
@@ -264,6 +266,7 @@ class ReportRecorder:
         parts = [f"{name} {value!r}" for name, value in given if value]
         parts += ["--deselect"] if option.deselect else []
         parts += ["--lf"] if getattr(option, "lf", False) else []
+        parts += [ONLY] if option.kvconform_bench_only else []
         return ", ".join(parts)
 
     def _not_collected_by(self) -> str:

@@ -39,6 +39,19 @@ OWN = """
         ),
         (["--kvconform-report=r.json"], "--kvconform-report does nothing without a connector: add --kvconform=*"),
         (["--kvconform=connector:MyConnector", "--kvconform-seed=-1"], "seed = -1, but expected is a whole number*"),
+        (["--kvconform-bench"], "--kvconform-bench does nothing without a connector: add --kvconform=*"),
+        (
+            ["--kvconform=connector:MyConnector", "--kvconform-bench-blocks=8"],
+            "--kvconform-bench-blocks does nothing without --kvconform-bench: add --kvconform-bench, or *-only.",
+        ),
+        (
+            ["--kvconform=connector:MyConnector", "--kvconform-bench", "--kvconform-bench-blocks=8;64"],
+            "--kvconform-bench-blocks=8;64: expected are numbers of blocks from 1 to 16384, *",
+        ),
+        (
+            ["--kvconform=connector:MyConnector", "--kvconform-bench-only", "--kvconform-bench-layouts=NHD"],
+            "--kvconform-bench-layouts=NHD: 'NHD' is no layout; the layouts are LBNHC, *",
+        ),
     ],
 )
 def test_wrong_options_end_with_one_sentence_and_exit_code_4(project, args: list[str], sentence: str) -> None:

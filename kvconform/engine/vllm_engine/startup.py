@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from kvconform.engine.instrument import Recorder
+from kvconform.engine.instrument import HookTap
 from kvconform.engine.vllm_engine.guard import NotSimulated
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def demand_full_graphs(vllm_config: VllmConfig) -> None:
         raise NotSimulated("the class requires piecewise CUDA graphs, so vLLM never runs full ones with it")
 
 
-def build_scheduler(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, recorder: Recorder) -> tuple[Any, int]:
+def build_scheduler(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, recorder: HookTap) -> tuple[Any, int]:
     """vLLM's scheduler with a recorded SCHEDULER-role connector in it, and the tokens per block hash."""
     from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
     from vllm.v1.structured_output import StructuredOutputManager
@@ -47,7 +47,7 @@ def build_scheduler(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, rec
     return scheduler, hash_block_size
 
 
-def _recorded_factory(recorder: Recorder) -> Any:
+def _recorded_factory(recorder: HookTap) -> Any:
     """While the scheduler is built, whatever the factory makes is recorded from its first hook call on."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kvconform.engine import compat
-from kvconform.engine.instrument import Recorder
+from kvconform.engine.instrument import HookTap
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
 from kvconform.engine.vllm_engine.slot import ConnectorSlot
@@ -70,7 +70,7 @@ class SimulatedWorker:
         vllm_config: VllmConfig,
         kv_cache_config: KVCacheConfig,
         options: EngineOptions,
-        recorder: Recorder,
+        recorder: HookTap,
         device: torch.device,
         engine: int,
         rank: int = 0,

@@ -1,0 +1,98 @@
+"""Connectors with which a measurement has something to say: no hit, hollow promises, a process that ends or hangs."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata
+
+from kvconform.reference.host_offload import HostOffloadConnector
+
+
+class OffersNothing(KVConnectorBase_V1):
+    """Stores nothing and offers nothing; all hooks do as little as they may."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        return 0, False
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        return
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        return KVConnectorMetadata()
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        return
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        return
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
+        return
+
+    def wait_for_save(self) -> None:
+        return
+
+
+class Promises(OffersNothing):
+    """Offers every prompt that was computed before, and loads nothing."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._known: set[int] = set()
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        first = hash(tuple(request.prompt_token_ids[:16]))
+        known, self._known = first in self._known, self._known | {first}
+        return ((request.num_tokens - 1) // 16 * 16 - num_computed_tokens if known else 0), False
+
+
+class MakesUp(Promises):
+    """Fills all blocks with one number instead of what was stored."""
+
+    def register_kv_caches(self, kv_caches: Any) -> None:
+        self._caches = kv_caches
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        for cache in self._caches.values():
+            cache.fill_(1)
+
+
+class LoadsSlowly(HostOffloadConnector):
+    """Every load takes at least this long."""
+
+    SECONDS = 0.02
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        time.sleep(self.SECONDS)
+        super().start_load_kv(forward_context, **kwargs)
+
+
+class Refuses(OffersNothing):
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        raise ValueError("not this layout")
+
+
+class NeverSaved(OffersNothing):
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return True, None
+
+
+class EndsItsProcess(OffersNothing):
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        os._exit(3)
+
+
+class Hangs(OffersNothing):
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        time.sleep(600)
+
+
+class Raises(OffersNothing):
+    def wait_for_save(self) -> None:
+        raise OSError("the disk is full, password=hunter2")
