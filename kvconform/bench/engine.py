@@ -111,9 +111,9 @@ class BenchEngine:
             self.worker = SimulatedWorker(config, plans.worker, options, self.clock, self.device, 1)
             self.scheduler, hash_block_size = build_scheduler(config, plans.scheduler, self.clock)
             self.scheduler.use_v2_model_runner = True
-            role = self.scheduler.get_kv_connector()
-            role.get_finished_count()
-            compat.deliver_handshake(role, [_crossed(self.worker.handshake_metadata())])
+            self._connector = self.scheduler.get_kv_connector()
+            self._connector.get_finished_count()
+            compat.deliver_handshake(self._connector, [_crossed(self.worker.handshake_metadata())])
         self._hasher = compat.request_block_hasher(config, hash_block_size, hash_fn)
         self._model = options.kv_model
         self._layers = _Layers(self.worker.layer_names)
@@ -135,6 +135,13 @@ class BenchEngine:
     def holds(self, request_id: str) -> bool:
         """Whether the scheduler still has the request."""
         return request_id in self.scheduler.requests
+
+    def saving(self, request_id: str) -> bool:
+        """Whether something is left to do for a request that has computed all: it, its blocks, or work are held."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        blocks_held = pool.free_block_queue.num_free_blocks < pool.num_gpu_blocks - 1
+        # What keeps an engine stepping although no request is left (Scheduler.has_unfinished_requests, 0.32.0).
+        return self.holds(request_id) or blocks_held or bool(self._connector.has_pending_push_work())
 
     def forget(self) -> bool:
         """Drop the local prefix cache, of an idle engine; whether that succeeded."""

@@ -12,6 +12,10 @@ from typing import Literal
 
 #: Beyond this, half of the rounds lie so far from each other that the median says little.
 LARGE_SPREAD = 0.25
+#: With fewer rounds, which slow transfers may have, nobody knows how far they spread.
+FEWEST_ROUNDS = 3
+#: More than memory can do: beyond this share of memcpy the bytes cannot have moved in that time.
+TOO_FAST = 1.5
 #: Cores that other processes took on average, from which on all figures are doubtful.
 BUSY_CORES = 0.5
 
@@ -42,8 +46,13 @@ class Rate:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the rounds differ too much for their median to say a lot."""
-        return self.spread > LARGE_SPREAD
+        """Whether the rounds differ too much for their median to say a lot, are too few, or the figure cannot be."""
+        return 0 < self.rounds < FEWEST_ROUNDS or self.spread > LARGE_SPREAD or self.too_fast
+
+    @property
+    def too_fast(self) -> bool:
+        """Whether a copy within memory would have taken longer."""
+        return self.share_of_memcpy > TOO_FAST
 
 
 @dataclass(frozen=True)

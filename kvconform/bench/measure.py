@@ -24,7 +24,7 @@ from kvconform.bench.busy import Busyness
 from kvconform.bench.clock import Allocation, Call, overhead
 from kvconform.bench.content import Arrived, Content
 from kvconform.bench.engine import BenchEngine, Stepped
-from kvconform.bench.figures import Cost, Measured, Rate, When, cost, rate
+from kvconform.bench.figures import FEWEST_ROUNDS, Cost, Measured, Rate, When, cost, rate
 from kvconform.bench.plan import HYBRID, Case
 from kvconform.config import RunConfig
 from kvconform.engine.history import FINISH_HOOKS
@@ -33,7 +33,7 @@ from kvconform.engine.options import ConnectorSpec
 from kvconform.scenario.program import RequestSpec
 
 #: Rounds of one case: not fewer unless time is up, not more, and no new one beyond these seconds or bytes.
-MIN_ROUNDS, MAX_ROUNDS = 3, 15
+MIN_ROUNDS, MAX_ROUNDS = FEWEST_ROUNDS, 15
 ROUND_SECONDS = 1.5
 ROUND_BYTES = 256 << 20
 #: Requests that only decode, and steps of each that do not count: what the prompt left behind is done in them.
@@ -177,7 +177,10 @@ class Measuring:
         return time.perf_counter_ns()
 
     def _save(self, spec: RequestSpec, number: int) -> float:
-        """Seconds from the first save hook until the engine may take the blocks back."""
+        """Seconds from the first save hook until the engine is told that all is saved.
+
+        That is when wait_for_save returns, unless the connector keeps the request, its blocks or its work beyond that.
+        """
         self._engine.add(spec)
         start = end = 0
         waiting = False
@@ -193,11 +196,11 @@ class Measuring:
                 saves = stepped.of(*SAVE_HOOKS)
                 start = min(call.start for call in saves)
                 end = self._settled(saves[-1])
-                waiting = self._engine.holds(spec.id)
+                waiting = self._engine.saving(spec.id)
                 self._samples.held |= waiting
-            if waiting and spec.id in stepped.finished_sending:
-                end = self._settled(stepped.of(*RESULT_HOOKS)[-1])
-                waiting = False
+            elif waiting:
+                end = self._settled(stepped.calls[-1])
+                waiting = self._engine.saving(spec.id)
         return (end - start) / 1e9
 
     def _load(self, spec: RequestSpec, number: int) -> _Load | None:

@@ -98,9 +98,13 @@ class BenchPlugin:
             return
         usual = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
         stopped = session.exitstatus not in usual or session.shouldstop or session.shouldfail
-        for target in self._targets:
-            device = self._run_config.resolved_device
-            self._measured[target.id] = not_measured(STOPPED, device) if stopped else self._measure(target)
+        rooms = Rooms(self._config)
+        try:
+            for target in self._targets:
+                device = self._run_config.resolved_device
+                self._measured[target.id] = not_measured(STOPPED, device) if stopped else self._measure(target, rooms)
+        finally:
+            rooms.close()
         if self._only and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
             session.exitstatus = pytest.ExitCode.OK
 
@@ -116,7 +120,7 @@ class BenchPlugin:
 
     # -- one connector -----------------------------------------------------------------------------------------------
 
-    def _measure(self, target: Target) -> Measurement:
+    def _measure(self, target: Target, rooms: Rooms) -> Measurement:
         config = self._run_config.for_target(target)
         device = config.resolved_device
         if target.id in self.unusable:
@@ -124,10 +128,10 @@ class BenchPlugin:
         if config.kv_role != "kv_both":
             return not_measured(PAIR.format(role=config.kv_role), device)
         self._tell(target)
-        rooms = Rooms(self._config)
+        room = rooms.room(target)
         try:
             with _without_coverage():
-                return self._measure_in(rooms.room(target), device)
+                return self._measure_in(room, device)
         except KeyboardInterrupt:
             return not_measured(f"{UNMEASURED}interrupted", device)
         except UsageError as error:
@@ -135,7 +139,7 @@ class BenchPlugin:
                 self.unusable[target.id] = str(error)
             return not_measured(f"{UNMEASURED}{str(error).splitlines()[0]}", device)
         finally:
-            rooms.close()
+            room.close()
 
     def _tell(self, target: Target) -> None:
         """What goes on, where pytest would only seem to hang."""

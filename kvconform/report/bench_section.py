@@ -10,7 +10,11 @@ from kvconform.report.document import plural
 
 #: How a figure is marked whose rounds lie far from each other.
 DOUBTFUL = "?"
-MARK = f"{DOUBTFUL}: doubtful, the middle half of the rounds spreads over more than a quarter of the median"
+MARK = (
+    f"{DOUBTFUL}: doubtful, the middle half of the rounds spreads over more than a quarter of the median, "
+    "there were fewer than three, or the figure is beyond memcpy"
+)
+TOO_FAST = "faster than memcpy: no byte is copied, or the work goes on after the engine is told that it is over"
 WORDS: dict[When, str] = {"decode": "nothing to transfer", "store": "saving", "load": "loading"}
 NO_FIGURE = "-"
 #: Figures that are not drawn: nothing that was measured is so small.
@@ -64,8 +68,8 @@ def remarks(measurement: Measurement) -> Iterator[str]:
     said: dict[tuple[str, str], list[str]] = {}
     for case in _measured(measurement):
         for what, rate in (("save", case.save), ("load", case.load)):
-            if rate.note:
-                said.setdefault((what, rate.note), []).append(f"{case.layout} {case.blocks}")
+            for note in filter(None, (rate.note, TOO_FAST if rate.too_fast else "")):
+                said.setdefault((what, note), []).append(f"{case.layout} {case.blocks}")
     everywhere = len(_measured(measurement))
     for (what, note), places in said.items():
         yield f"{what}: {note}" + ("" if len(places) == everywhere else f" ({', '.join(places)})")
@@ -74,7 +78,7 @@ def remarks(measurement: Measurement) -> Iterator[str]:
         ways = {"asynchronous" if case.asynchronous_load else "synchronous" for case in loads}
         yield f"Loads were {' and '.join(sorted(ways))}."
     if any(case.held_for_save for case in _measured(measurement)):
-        yield "A save ends when the connector reports that the blocks of the finished request are free."
+        yield "A save ends when the connector lets go of the request, of its blocks, and has no work left."
 
 
 def terminal_lines(target: str, measurement: Measurement) -> Iterator[str]:

@@ -60,7 +60,7 @@ def test_alone_it_runs_no_test_and_whatever_a_connector_does_costs_its_own_measu
         "--kvconform-bench-blocks=2,4", "--kvconform-timeout=6",
     )  # fmt: skip
     assert report.run.tests.ran == 0
-    assert "--kvconform-bench-only" in report.run.partial_reasons[0].sentence
+    assert any("--kvconform-bench-only" in reason.sentence for reason in report.run.partial_reasons)
     ended, hung, nothing, broken = (target.bench for target in report.targets)
     assert ended is not None
     assert [case.problem for case in ended.cases] == ["the connector's process exited with code 3"]

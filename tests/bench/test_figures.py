@@ -35,7 +35,16 @@ def test_a_large_spread_makes_a_figure_doubtful_and_one_wild_round_does_not() ->
     assert not rate(steady, [1] * 5).doubtful
     assert not rate([*steady, 9e9], [1] * 6).doubtful
     assert rate([1e9, 2e9, 3e9], [1] * 3).doubtful
+    assert rate([1e9, 1e9], [1] * 2).doubtful
+    assert not rate([1e9] * 3, [1] * 3).doubtful
     assert rate([1e9, 2e9, 3e9], [1] * 3).spread > LARGE_SPREAD
+
+
+def test_what_is_faster_than_memory_is_doubtful() -> None:
+    found = rate([60e9, 60e9, 60e9], [1, 1, 1], [4e9, 4e9, 4e9])
+    assert found.too_fast
+    assert found.doubtful
+    assert not rate([5e9] * 3, [1] * 3, [4e9] * 3).doubtful
 
 
 def test_a_cost_has_the_median_and_the_value_that_95_of_100_calls_do_not_exceed() -> None:
@@ -67,9 +76,9 @@ def test_layouts_are_those_of_vllm_and_hybrid() -> None:
 
 
 @pytest.mark.parametrize("layout", DEFAULT_LAYOUTS)
-def test_a_cache_has_room_for_a_prompt_of_one_token_more_than_its_full_blocks(layout: str) -> None:
+def test_a_cache_has_room_for_a_prompt_of_two_tokens_more_than_its_full_blocks(layout: str) -> None:
     case = Case(layout, 8)
-    assert case.prompt == 8 * 16 + 1
+    assert case.prompt == 8 * 16 + 2
     groups = len(case.shape.layers)
     # Null block beside it; each group has the whole prompt before a window lets go of blocks.
     assert case.shape.num_blocks - 1 >= groups * 9

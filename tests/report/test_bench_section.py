@@ -117,6 +117,13 @@ def test_a_note_of_some_cases_names_them() -> None:
     assert "load: 32 of 64 blocks came back (LBNHC 64)" in said
 
 
+def test_what_is_faster_than_memory_is_said_and_marked() -> None:
+    fast = replace(MEASURED.cases[0], save=Rate(5, BLOCK, 49e9, 0.01, 17.0))
+    shown = text(replace(MEASURED, cases=(fast,)))
+    assert re.search(r"^ +LBNHC +8 +512 KiB +49\.0 \? +1700%", shown, re.MULTILINE)
+    assert "save: faster than memcpy: " in shown
+
+
 def test_a_busy_machine_is_said_before_all_figures() -> None:
     lines = text(replace(MEASURED, others=1.3)).splitlines()
     assert lines[2] == "  The machine was busy: other processes took 1.3 cores on average. Read all figures with care."
