@@ -129,6 +129,12 @@ def test_a_local_hit_leaves_less_room() -> None:
     assert finding.expected == "at most 17 tokens"
 
 
+def test_request_with_nothing_left_can_be_offered_nothing_and_one_with_a_token_left_not_even_that() -> None:
+    assert broken(match((0, False), computed=49)) == []
+    assert broken(match((1, False), computed=48)) == ["MATCH-05"]
+    assert broken(match((1, True), computed=48)) == []
+
+
 def test_a_query_that_raised_is_no_answer() -> None:
     call = HookCall(1, 1, "scheduler", "get_num_new_matched_tokens", match(None).args, None, "ValueError: x", "a.py:1")
     assert broken(call) == []
@@ -139,6 +145,8 @@ def test_a_query_that_raised_is_no_answer() -> None:
     ("rule", "event", "seen"),
     [
         ("MATCH-01", match((0, False)), 1),
+        ("MATCH-03", match((0, False), computed=1), 1),
+        ("MATCH-04", match((1, False)), 1),
         ("MATCH-03", match((0, False)), 0),
         ("MATCH-03", match((0, False), computed=16), 1),
         ("MATCH-04", match((0, False)), 0),

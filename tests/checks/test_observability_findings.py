@@ -24,8 +24,11 @@ def lacking(name: str) -> Raised:
 
 
 def test_events_that_are_none_are_found_once() -> None:
-    (finding,) = found("EVT-01", call("take_events", ()), call("take_events", None), call("take_events", None))
+    none, again = call("take_events", None), call("take_events", None)
+    (finding,) = found("EVT-01", call("take_events", ()), none, again)
+    assert (finding.rule, finding.at) == ("EVT-01", none)
     assert "returned None" in finding.observed
+    assert found("EVT-01", call("take_events", ()), call("take_events", None, "RuntimeError: x")) == []
     assert broken(call("take_events", None, "RuntimeError: x")) == []
     assert broken(call("has_pending_push_work", None)) == []
 
@@ -49,7 +52,8 @@ def test_blocks_that_events_name_are_counted() -> None:
 
 def test_collections_of_worker_events_are_counted() -> None:
     hook = "get_kv_connector_kv_cache_events"
-    assert witness("EVT-03", call(hook, "events"), call(hook, None), call(hook, "events", "RuntimeError: x")) == 1
+    seen = (call(hook, "events"), call(hook, None), call(hook, "more events"), call(hook, "events", "RuntimeError: x"))
+    assert witness("EVT-03", *seen) == 2
     assert witness("EVT-03", call("take_events", "events")) == 0
 
 
