@@ -19,6 +19,7 @@ from kvconform.engine.history import (
     FINISH_HOOKS,
     ChildCall,
     Compared,
+    EngineStarted,
     EventsPublished,
     History,
     HookCall,
@@ -134,6 +135,8 @@ def exercised(history: History) -> Counter[str]:
         return Counter({name: seen["pd"] for name in ("pd", "producer") if seen["pd"]})
     groups = [call for call in history.calls("update_state_after_alloc") if _several_groups(call)]
     seen["hma"] += sum(call.args["num_external_tokens"] > 0 for call in groups)
+    recurrent = {event.engine for event in history.of(EngineStarted) if event.recurrent}
+    seen["mamba"] += sum(call.args["num_external_tokens"] > 0 for call in groups if call.engine in recurrent)
     return +seen
 
 

@@ -178,7 +178,7 @@ class SchedulerSide:
                 self._save_count += 1
                 self._being_saved[block_hash] = self._save_count
                 saves[self._save_count] = _PendingSave(block_hash, self._namespace.blocks, tracked.table)
-                orders.append(BlockSave(self._save_count, tracked.table[index], block_hash))
+                orders.append(BlockSave(self._save_count, self._source(tracked, index), block_hash))
 
         self._step_count += 1
         if loads or saves:
@@ -232,6 +232,10 @@ class SchedulerSide:
         end = min(written, self._granularity.hashed_blocks(tracked.request), len(tracked.table))
         tracked.next_block = max(first, end)
         return range(first, end if self._may_save and tracked.may_save else first)
+
+    def _source(self, tracked: _TrackedRequest, index: int) -> int:
+        """The block id from which block ``index`` of the request is saved."""
+        return tracked.table[index]
 
     def _check_foundations(self, scheduled_requests: list[tuple[_TrackedRequest, int, int]]) -> None:
         """Never store what a request computes on top of a block that did not load.

@@ -50,12 +50,17 @@ class HybridReport(KVConnectorWorkerMetadata):
 
 @dataclass(frozen=True)
 class TransferredGroup:
-    """A group that is stored: its place in the KVCacheConfig, tokens per block, and its window if it has one."""
+    """A group that is stored: its place in the KVCacheConfig, tokens per block, and its window if it has one.
+
+    A ``recurrent`` group has one state per block, that after the last token computed in it. A forward reads the state
+    before its own tokens only, as from a window of one token behind the token itself.
+    """
 
     index: int
     layer_names: tuple[str, ...]
     block_tokens: int
     window: int | None
+    recurrent: bool = False
 
     def first_needed(self, computed: int) -> int:
         """The first token position that a forward behind ``computed`` tokens still reads."""
@@ -91,6 +96,21 @@ class _GroupSide(SchedulerSide):
     """Plans one group's loads and saves from its part of the block tables."""
 
     group: TransferredGroup
+    # Of the step that is being planned: (request id, block index) -> the block that holds the state at its end.
+    _offered: dict[tuple[str, int], int]
+
+    def build_metadata(self, output: SchedulerOutput) -> FileStoreMetadata:
+        """Recurrent states are offered for one step, block by block; the scheduler keeps few and moves the others."""
+        state = getattr(output, "kv_connector_block_state", None)
+        offers = state.boundary_state_offloads if state is not None and self.group.recurrent else {}
+        self._offered = {
+            (request_id, tokens // self.group.block_tokens - 1): block_id
+            for request_id, boundaries in offers.items()
+            for group, block_id, tokens in boundaries
+            # States inside a block have hashes of their own, if prefix_match_unit is finer than the block.
+            if group == self.group.index and tokens % self.group.block_tokens == 0
+        }
+        return super().build_metadata(output)
 
     def stored_blocks(self, request: Request, first: int, end: int) -> bool:
         """Whether blocks [first, end) are all stored."""
@@ -121,7 +141,15 @@ class _GroupSide(SchedulerSide):
         return super()._scheduled(_only_group(output, self.group.index))
 
     def _completed_blocks(self, tracked: _TrackedRequest, computed: int, scheduled: int) -> Sequence[int]:
-        return [index for index in super()._completed_blocks(tracked, computed, scheduled) if tracked.table[index]]
+        completed = super()._completed_blocks(tracked, computed, scheduled)
+        if self.group.recurrent:
+            return [index for index in completed if (tracked.request.request_id, index) in self._offered]
+        return [index for index in completed if tracked.table[index]]
+
+    def _source(self, tracked: _TrackedRequest, index: int) -> int:
+        if self.group.recurrent:
+            return self._offered[tracked.request.request_id, index]
+        return super()._source(tracked, index)
 
     @property
     def loading(self) -> bool:

@@ -1,16 +1,17 @@
 """HybridFileStoreConnector: the file store for models with several KV cache groups.
 
-Full attention beside sliding windows, whatever their block sizes. It shows what a SupportsHMA class has to do beyond
+Full attention beside sliding windows, whatever their block sizes, and beside recurrent layers. It shows what a SupportsHMA class has to do beyond
 one for a single group:
 
 - one block table per group: a block id means something in the layers of its own group only (HMA-03);
 - null blocks: positions that fell out of a window keep their place in the table and are neither stored nor loaded;
 - a hit needs the whole prefix in full-attention groups, and the window before its end in the others (HMA-05);
 - block sizes differ, so every group counts blocks by itself, and hits end where all have whole blocks (HMA-08);
-- groups that take no part in KV transfer are left alone (HMA-07).
+- groups that take no part in KV transfer are left alone (HMA-07);
+- a recurrent group has one state in each block that is kept, which the scheduler offers by block id in the step that
+  computes it (META-10), and a hit needs the one at its end (HMA-06).
 
-For a model with groups of another kind, such as recurrent state, it stores nothing and offers nothing, which is always
-right. Read ``file_store`` first; ``_hybrid_groups`` has the scheduler role.
+For a model with groups of another kind it stores nothing and offers nothing, which is always right. Read ``file_store`` first; ``_hybrid_groups`` has the scheduler role.
 
 A synchronous load of a model with several groups that fails can't be reported: vLLM takes failed blocks of models with
 a single group only (Scheduler._update_requests_with_invalid_blocks, 0.32.0). So such a failure raises and ends the
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 from vllm.logger import init_logger
-from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 
 from ._block_store import BlockStore
 from ._compat import block_granularity, disk_hit_source
@@ -81,6 +82,11 @@ class HybridFileStoreConnector(KVConnectorBase_V1, SupportsHMA):
         """Nobody waits for our blocks: a save that is lost is a later miss."""
         return False
 
+    @property
+    def supports_divergent_local_hybrid_hits(self) -> bool:
+        """Every load of a model with recurrent layers brings their states at its end."""
+        return any(group.recurrent for group in self._groups)
+
     def shutdown(self) -> None:
         """Called on both roles, possibly twice, possibly before anything was registered."""
         for worker in self._workers or ():
@@ -91,7 +97,7 @@ class HybridFileStoreConnector(KVConnectorBase_V1, SupportsHMA):
     # ---- Worker role ----
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """Raises ValueError for tensors that are not attention pages of this KV cache."""
+        """Raises ValueError for tensors that are not pages of this KV cache."""
         for group, worker in zip(self._groups, self._worker_sides(), strict=True):
             worker.register(KVPages(kv_caches, group.layer_names, self._kv_cache_config.num_blocks))
 
@@ -187,10 +193,14 @@ def transferred_groups(kv_cache_config: KVCacheConfig) -> list[TransferredGroup]
         spec: KVCacheSpec = group.kv_cache_spec
         if isinstance(spec, UniformTypeKVCacheSpecs):
             spec = next(iter(spec.kv_cache_specs.values()))
-        known = isinstance(spec, (FullAttentionSpec, SlidingWindowSpec)) and not getattr(spec, "non_causal", False)
+        # Without prefix caching a state has one block for the whole request, and block hashes say nothing about it.
+        recurrent = isinstance(spec, MambaSpec) and getattr(spec, "mamba_cache_mode", "") == "align"
+        known = recurrent or isinstance(spec, (FullAttentionSpec, SlidingWindowSpec)) and not getattr(spec, "non_causal", False)
         if not known or getattr(spec, "attention_chunk_size", None):
             logger.warning("HybridFileStoreConnector stores nothing: it does not know KV cache groups like %s.", spec)
             return []
-        window = getattr(spec, "sliding_window", None)
-        groups.append(TransferredGroup(index, tuple(group.layer_names), group.kv_cache_spec.block_size, window))
+        # Of what lies before it, a forward reads the state at the last token.
+        window = 2 if recurrent else getattr(spec, "sliding_window", None)
+        layers, block_tokens = tuple(group.layer_names), group.kv_cache_spec.block_size
+        groups.append(TransferredGroup(index, layers, block_tokens, window, recurrent))
     return groups

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from kvconform.checks.asynchronous_lives import REPORT_HOOKS, reported
-from kvconform.checks.calls import finishes
+from kvconform.checks.calls import finishes, is_asynchronous, offered
 from kvconform.checks.loads import Load, block_sizes, reports
 from kvconform.engine.history import (
     FINISH_HOOKS,
@@ -152,8 +152,28 @@ def _reported(calls: list[HookCall], what: str) -> set[str]:
     return {request for call in calls if call.hook in REPORT_HOOKS for request in reported(call, what)}
 
 
+# -- too few blocks for the state of an external hit -------------------------------------------------------------------
+
+
+def _uncounted_state(history: History) -> Iterator[EngineRaised]:
+    """The pool is asked for more than it has, for a request whose match was just answered with tokens to load at once."""
+    recurrent = {event.engine for event in history.of(EngineStarted) if event.recurrent}
+    for event in history.of(EngineRaised):
+        asked = event.error.startswith("ValueError: Cannot get ") and event.where.endswith(" in get_new_blocks")
+        if not asked or event.during != "schedule" or event.engine not in recurrent:
+            continue
+        answers = [
+            call
+            for call in history.calls("get_num_new_matched_tokens")
+            if (call.engine, call.step) == (event.engine, event.step)
+        ]
+        if answers and offered(answers[-1]) and not is_asynchronous(answers[-1]):
+            yield event
+
+
 #: The recogniser of each ``situation`` of the data: the events in which the defect is seen.
 SITUATIONS: Mapping[str, Callable[[History], Iterator[Event]]] = {
     "local hit on a block whose failed load was never recomputed": _cached_failed_load,
+    "too few blocks for the recurrent state of an external hit": _uncounted_state,
     "two children of MultiConnector each completed an aborted request": _two_completions,
 }

@@ -49,10 +49,26 @@ class ChildCall(Event):
 
 @dataclass(frozen=True)
 class EngineStarted(Event):
-    """An engine is up: tokens per block of each KV cache group, and what it does when a load fails."""
+    """An engine is up: tokens per block of each KV cache group, and what it does when a load fails.
+
+    ``recurrent`` are the groups whose blocks hold a state instead of slots for tokens.
+    """
 
     block_sizes: tuple[int, ...]
     load_failure_policy: str
+    recurrent: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DivergentHit(Event):
+    """The local prefix cache was searched for a request, and full attention found more than the recurrent groups.
+
+    The connector is asked for what lies behind the ``tokens`` that full attention has; if it has nothing, the scheduler
+    falls back to what all groups have.
+    """
+
+    request: str
+    tokens: int
 
 
 @dataclass(frozen=True)

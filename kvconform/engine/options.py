@@ -105,6 +105,8 @@ class EngineOptions:
             raise ValueError(
                 "drafts are 0 or more, and come with plain scheduling only: the kit takes them step by step"
             )
+        if self.shape.recurrent and (self.drafts or not self.enable_prefix_caching):
+            raise ValueError("recurrent layers are simulated with prefix caching and without drafts")
         if self.model in ("", ".", "..") or "/" in self.model:
             raise ValueError(f"the model's name {self.model!r} is no name of a folder")
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -41,6 +41,17 @@ def layer_spec(layer: LayerShape) -> KVCacheSpec:
     from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec
 
     padded = layer.page_bytes + layer.page_padding if layer.page_padding else None
+    if layer.kind == "recurrent":
+        from vllm.v1.kv_cache_interface import MambaSpec
+
+        # As of models with prefix caching (MambaModelConfig, vllm/model_executor/models/config.py, 0.32.0).
+        return MambaSpec(
+            block_size=layer.block_size,
+            shapes=tuple(shape for shape, _ in layer.states),
+            dtypes=tuple(torch_dtype(dtype) for _, dtype in layer.states),
+            page_size_padded=padded,
+            mamba_cache_mode="align",
+        )
     if layer.kind == "mla":
         return MLAAttentionSpec(
             block_size=layer.block_size,
@@ -78,7 +89,8 @@ def layer_specs(shape: KVCacheShape) -> dict[str, KVCacheSpec]:
         for kind, layer in enumerate(shape.layers):
             if remaining[kind]:
                 remaining[kind] -= 1
-                specs[f"model.layers.{len(specs)}.self_attn.attn"] = layer_spec(layer)
+                own = "mixer" if layer.kind == "recurrent" else "self_attn.attn"
+                specs[f"model.layers.{len(specs)}.{own}"] = layer_spec(layer)
     return specs
 
 

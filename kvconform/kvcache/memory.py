@@ -19,7 +19,7 @@ from kvconform.kvcache.oracle import PageContent, expand, poison_of_blocks
 from kvconform.kvcache.placing import to_device
 
 if TYPE_CHECKING:
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 #: Kernel block ids [T] and token offsets in them [T], on the device of the cache.
 Slots = tuple[torch.Tensor, torch.Tensor]
@@ -29,7 +29,10 @@ _RANKS = 1 << 20
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer's view: ``bytes`` is [kernel blocks, heads, tokens per kernel block, content bytes], strided, uint8."""
+    """One layer's view: ``bytes`` is [kernel blocks, heads, tokens per kernel block, content bytes], strided, uint8.
+
+    A block of a ``recurrent`` layer has one slot, whatever its tokens: the state after the last computed one.
+    """
 
     name: str
     group: int
@@ -37,6 +40,12 @@ class LayerMemory:
     kernel_blocks_per_block: int
     content: PageContent
     bytes: torch.Tensor
+    recurrent: bool = False
+
+    @property
+    def slots_per_block(self) -> int:
+        """Slots of a manager block: one for each token, or one state."""
+        return 1 if self.recurrent else self.block_size
 
     def rows(self, blocks: list[int]) -> torch.Tensor:
         """The kernel block ids of manager blocks, in order, on the cache's device."""
@@ -47,7 +56,9 @@ class LayerMemory:
     def slots(self, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Slots:
         """Manager block ids and token offsets -> kernel block ids and offsets, on the cache's device."""
         ratio = self.kernel_blocks_per_block
-        if ratio > 1:
+        if self.recurrent:
+            offsets = np.zeros_like(offsets)
+        elif ratio > 1:
             tokens = self.block_size // ratio
             blocks, offsets = blocks * ratio + offsets // tokens, offsets % tokens
         return to_device(blocks, self.bytes.device), to_device(offsets, self.bytes.device)
@@ -98,7 +109,7 @@ class KVMemory:
         self.layers: dict[str, LayerMemory] = {}
         for group_id, group in enumerate(config.kv_cache_groups):
             for name in group.layer_names:
-                self.layers[name] = _layer_memory(name, group_id, group.kv_cache_spec.block_size, views[name], config)
+                self.layers[name] = _layer_memory(name, group_id, group.kv_cache_spec, views[name], config)
         storage = next(iter(views.values())).untyped_storage()
         self.raw = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         self._guard_bytes = guard_bytes
@@ -204,7 +215,7 @@ class KVMemory:
             for memory in self.layers.values():
                 if memory.group == group:
                     touched = self._touched(memory, changed).cpu().numpy()
-                    bad |= (touched & (np.arange(memory.block_size) < first_writable[:, None])).any(axis=1)
+                    bad |= (touched & (np.arange(memory.slots_per_block) < first_writable[:, None])).any(axis=1)
             for block in (bad & (owners == group)).nonzero()[0]:
                 found.extend(self._describe(group, int(block), now, changed, int(first_writable[block])))
         return found
@@ -212,7 +223,7 @@ class KVMemory:
     def _touched(self, memory: LayerMemory, changed: torch.Tensor) -> torch.Tensor:
         """Which slots of a layer hold a changed byte, [blocks, tokens per block]."""
         by_slot = _like(memory.bytes, changed).any(dim=3).any(dim=1)
-        return by_slot.reshape(self.num_blocks, memory.block_size)
+        return by_slot.reshape(self.num_blocks, memory.slots_per_block)
 
     def _describe(
         self, group: int, block: int, now: torch.Tensor, changed: torch.Tensor, limit: int
@@ -229,7 +240,7 @@ class KVMemory:
                 content = (
                     _like(memory.bytes, now)[rows]
                     .permute(0, 2, 1, 3)
-                    .reshape(memory.block_size, *memory.bytes.shape[1::2])
+                    .reshape(memory.slots_per_block, *memory.bytes.shape[1::2])
                 )
                 count = int(_like(memory.bytes, changed)[rows].sum())
                 writes.append(StrayWrite(block, name, slots, count, content[list(slots)].cpu()))
@@ -241,9 +252,9 @@ class KVMemory:
         for name in names:
             memory = self.layers[name]
             lives = [(block, self._life[block]) for block in blocks]
-            seeds = poison_of_blocks(self.engine, lives, memory.block_size, name)
+            seeds = poison_of_blocks(self.engine, lives, memory.slots_per_block, name)
             content = expand(seeds, memory.content, self.raw.device)
-            tokens = memory.block_size // memory.kernel_blocks_per_block
+            tokens = memory.slots_per_block // memory.kernel_blocks_per_block
             memory.bytes[memory.rows(blocks)] = content.view(-1, tokens, *content.shape[1:]).transpose(1, 2)
 
     def _shadow_view(self, memory: LayerMemory) -> torch.Tensor:
@@ -281,9 +292,12 @@ def _like(view: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     return flat.as_strided(view.size(), view.stride(), view.storage_offset())
 
 
-def _layer_memory(name: str, group: int, block_size: int, view: torch.Tensor, config: KVCacheConfig) -> LayerMemory:
+def _layer_memory(name: str, group: int, spec: KVCacheSpec, view: torch.Tensor, config: KVCacheConfig) -> LayerMemory:
+    from vllm.v1.kv_cache_interface import MambaSpec
+
     ratio, rest = divmod(view.shape[0], config.num_blocks)
     assert rest == 0, f"{name}: {view.shape[0]} rows for {config.num_blocks} blocks"
     as_bytes = view.view(torch.uint8)
     content = PageContent(heads=as_bytes.shape[1], content_bytes=as_bytes.shape[3])
-    return LayerMemory(name, group, block_size, ratio, content, as_bytes)
+    recurrent = isinstance(spec, MambaSpec)
+    return LayerMemory(name, group, spec.block_size, ratio, content, as_bytes, recurrent)

@@ -143,7 +143,7 @@ class Provenance:
         for name, layer in memory.layers.items():
             for block in range(memory.num_blocks):
                 for life in range(memory.life(block) + 1):
-                    seeds = poison_seeds(memory.engine, block, life, layer.block_size, name)
+                    seeds = poison_seeds(memory.engine, block, life, layer.slots_per_block, name)
                     age = "" if life == memory.life(block) else _EARLIER
                     detail = f"{age}block {block}{label}"
                     self._add(expand(seeds, content).numpy(), lambda i: Origin("poison", detail, i, name))  # noqa: B023

@@ -6,6 +6,7 @@ Nothing here imports torch or vllm; :mod:`kvconform.kvcache.build` turns a shape
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 # The physical orders of [L, B, H, N, C] that vLLM knows (vllm/v1/kv_cache_layout.py, KVCacheLayout, 0.29.0 to 0.33.0).
@@ -14,7 +15,10 @@ LAYOUTS: tuple[str, ...] = ("LBNHC", "LBHNC", "LHBNC", "BLHNC", "BLNHC", "BHLNC"
 # dtype name -> bytes per element. uint8 stands for every format that vLLM stores as raw bytes (fp8 and others).
 DTYPES: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1}
 
-AttentionKind = Literal["full", "sliding_window", "mla"]
+LayerKind = Literal["full", "sliding_window", "mla", "recurrent"]
+
+#: Shape of one state of a recurrent layer, in elements, and its dtype.
+State = tuple[tuple[int, ...], str]
 
 
 class ShapeError(ValueError):
@@ -23,14 +27,17 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One kind of attention layer, repeated ``count`` times.
+    """One kind of layer, repeated ``count`` times.
 
     ``head_size`` and ``head_size_v`` are elements per head of K and V; an MLA layer has one head slot whose
     ``head_size`` elements hold the latent. ``page_padding`` bytes are left unused at the end of every page.
+
+    A recurrent layer has no slot per token: a block holds the ``states`` of the layer after the block's last computed
+    token, one behind the other, such as those of a convolution and of the state space. Heads and dtype mean nothing.
     """
 
     count: int = 2
-    kind: AttentionKind = "full"
+    kind: LayerKind = "full"
     num_kv_heads: int = 2
     head_size: int = 8
     head_size_v: int | None = None
@@ -38,6 +45,7 @@ class LayerShape:
     block_size: int = 16
     sliding_window: int | None = None
     page_padding: int = 0
+    states: tuple[State, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("count", "num_kv_heads", "head_size", "block_size"):
@@ -49,6 +57,11 @@ class LayerShape:
             raise ShapeError("sliding_window is the window in tokens of kind 'sliding_window', and of no other kind")
         if self.kind == "mla" and (self.num_kv_heads != 1 or self.head_size_v is not None):
             raise ShapeError("an MLA layer has one head slot and no separate V: num_kv_heads=1, head_size_v=None")
+        if (self.kind == "recurrent") != bool(self.states):
+            raise ShapeError("states are those of kind 'recurrent', and of no other kind")
+        for shape, dtype in self.states:
+            if dtype not in DTYPES or not shape or min(shape) < 1:
+                raise ShapeError(f"a state has dimensions of at least 1 and one of the dtypes, not {shape} of {dtype!r}")
         if self.page_padding < 0 or self.page_padding % DTYPES[self.dtype]:
             raise ShapeError(
                 f"page_padding must be a multiple of the {DTYPES[self.dtype]}-byte element of {self.dtype}"
@@ -56,13 +69,17 @@ class LayerShape:
 
     @property
     def content_bytes(self) -> int:
-        """Bytes per head slot and token: K and V side by side, or the MLA latent."""
+        """Bytes per head slot and token: K and V side by side, or the MLA latent; of a recurrent layer, all states."""
+        if self.kind == "recurrent":
+            return sum(prod(shape) * DTYPES[dtype] for shape, dtype in self.states)
         v = 0 if self.kind == "mla" else (self.head_size if self.head_size_v is None else self.head_size_v)
         return (self.head_size + v) * DTYPES[self.dtype]
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one block of one layer without padding."""
+        if self.kind == "recurrent":
+            return self.content_bytes
         return self.num_kv_heads * self.block_size * self.content_bytes
 
 
@@ -89,8 +106,12 @@ class KVCacheShape:
         heads_outside = self.layout in ("LHBNC", "BHLNC") and any(layer.num_kv_heads > 1 for layer in self.layers)
         if heads_outside and any(layer.page_padding for layer in self.layers):
             raise ShapeError(f"layout {self.layout} cannot pad pages of several heads (vLLM asserts it)")
+        if self.recurrent and self.layout in ("LHBNC", "BHLNC"):
+            raise ShapeError(f"layout {self.layout} cannot hold recurrent layers beside others (vLLM refuses it)")
         kernel = self.kernel_block_size
         if kernel is not None:
+            if self.recurrent:
+                raise ShapeError("kernel blocks beside recurrent layers are not simulated")
             if kernel < 1 or any(layer.block_size % kernel for layer in self.layers):
                 raise ShapeError(f"kernel_block_size {kernel} must divide every block size")
             if not self._dense_pages and any(layer.block_size != kernel for layer in self.layers):
@@ -113,6 +134,11 @@ class KVCacheShape:
         )
 
     @property
+    def recurrent(self) -> bool:
+        """Whether there are layers with a state instead of slots for tokens."""
+        return any(layer.kind == "recurrent" for layer in self.layers)
+
+    @property
     def block_size(self) -> int:
         """Tokens per block of the first layer shape; the only block size of a single-group cache."""
         return self.layers[0].block_size
@@ -126,10 +152,14 @@ class KVCacheShape:
         """One line for reports: layout, blocks, and each layer shape."""
         parts = []
         for layer in self.layers:
+            padding = f", {layer.page_padding} B padding" if layer.page_padding else ""
+            if layer.kind == "recurrent":
+                states = " and ".join(f"{'x'.join(map(str, shape))} {dtype}" for shape, dtype in layer.states)
+                parts.append(f"{layer.count} recurrent layers of {states}, block {layer.block_size}{padding}")
+                continue
             heads = "MLA latent" if layer.kind == "mla" else f"{layer.num_kv_heads} heads"
             widths = f"{layer.head_size}" if layer.head_size_v is None else f"{layer.head_size}+{layer.head_size_v}"
             window = f", window {layer.sliding_window}" if layer.sliding_window else ""
-            padding = f", {layer.page_padding} B padding" if layer.page_padding else ""
             parts.append(
                 f"{layer.count} layers {heads} x {widths} {layer.dtype}, block {layer.block_size}{window}{padding}"
             )

@@ -33,7 +33,7 @@ def wrong_layers(
     """Layers in which positions [first, last) differ from the oracle."""
     for name, layer in memory.layers.items():
         ids = np.asarray(table[layer.group], dtype=np.int64)
-        positions = np.arange(first, last, dtype=np.int64)
+        positions = np.arange(last - 1 if layer.recurrent else first, last, dtype=np.int64)
         blocks = ids[positions // layer.block_size]
         # Null blocks stand for positions that no later token reads.
         positions, blocks = positions[blocks > 0], blocks[blocks > 0]

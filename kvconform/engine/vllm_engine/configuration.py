@@ -120,6 +120,10 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
         cache_dtype="auto",
         enable_prefix_caching=options.enable_prefix_caching,
     )
+    if options.shape.recurrent:
+        # What vLLM does for models with such layers and prefix caching (MambaModelConfig, 0.32.0).
+        cache_config.mamba_cache_mode = "align"
+        cache_config.mamba_block_size = options.shape.block_size
     model_config = _model_config(options.model, max_model_len, options.model_seed, _model_dtype(options))
     return VllmConfig(
         model_config=copy.deepcopy(model_config),

@@ -17,6 +17,7 @@ from kvconform.engine import compat
 from kvconform.engine.history import (
     Audited,
     CacheReset,
+    DivergentHit,
     EngineStarted,
     History,
     HookCall,
@@ -32,6 +33,7 @@ from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine.block_state import BlockStateWatch
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
+from kvconform.engine.vllm_engine.divergent_hits import note_divergent_hits
 from kvconform.engine.vllm_engine.drafts import proposals
 from kvconform.engine.vllm_engine.execution import Execution
 from kvconform.engine.vllm_engine.guard import Guard
@@ -179,7 +181,13 @@ class VllmEngine:
         )
         self.observer.worker = workers[0].connector
         self.recorder.watch = self.observer
-        self.history.add(EngineStarted(self.number, 0, sizes, self.options.load_failure_policy))
+        recurrent = tuple(sorted({layer.group for layer in workers[0].memory.layers.values() if layer.recurrent}))
+        if recurrent:
+            note_divergent_hits(self.scheduler.kv_cache_manager, self._note_divergent_hit)
+        self.history.add(EngineStarted(self.number, 0, sizes, self.options.load_failure_policy, recurrent))
+
+    def _note_divergent_hit(self, request_id: str, tokens: int) -> None:
+        self.history.add(DivergentHit(self.number, self.steps, request_id, tokens))
 
     # -- what the scenario does ------------------------------------------------------------------------------------
 

@@ -43,6 +43,13 @@ class ScheduledRequest:
         table = np.asarray(self.block_ids[group], dtype=np.int64)
         return table[positions // block_size], positions % block_size
 
+    def first_written(self, layer: LayerMemory) -> int:
+        """The first position of which the step leaves something: a recurrent layer keeps the last state only.
+
+        vLLM ends the steps of a prompt where a state is to be kept (Scheduler._mamba_block_aligned_split, 0.32.0).
+        """
+        return self.computed + self.scheduled - 1 if layer.recurrent else self.computed
+
     def slots(self, group: int, block_size: int, start: int, stop: int) -> npt.NDArray[np.int64]:
         """vLLM's slot mapping of positions [start, stop): block id * block size + offset."""
         blocks, offsets = self.places(group, block_size, start, stop)
@@ -82,8 +89,12 @@ class LayerForward:
     def run(self, requests: list[ScheduledRequest]) -> None:
         """All layers inside vLLM's layer-hook decorator."""
         attention = self.hooked(lambda layer_name: self._layer(layer_name, requests))
-        for name in self.memory.layers:
-            attention(name)
+        for name, layer in self.memory.layers.items():
+            # vLLM's mixers call no hook (maybe_transfer_kv_layer is the attention layers' alone, 0.32.0).
+            if layer.recurrent:
+                self._layer(name, requests)
+            else:
+                attention(name)
         self._done(requests)
 
     def run_without_hooks(self, requests: list[ScheduledRequest]) -> None:
@@ -97,18 +108,21 @@ class LayerForward:
         self.checkpoint(f"before layer {name} was computed")
         layer = self.memory.layers[name]
         # As in attention: the step's keys and values are written first, then everybody reads. A request may already
-        # share blocks that another one computes in this very step.
+        # share blocks that another one computes in this very step. A recurrent layer reads the state that it replaces.
+        first, then = (self._compare, self._write) if layer.recurrent else (self._write, self._compare)
         for request in requests:
-            self._write(layer, request)
+            first(layer, request)
         for request in requests:
-            self._compare(layer, request)
+            then(layer, request)
 
     def _fail_if_planned(self, name: str) -> None:
         if self.fail_after is not None and list(self.memory.layers).index(name) >= self.fail_after:
             raise PlannedFailure(f"the scenario lets the forward fail in layer {name}")
 
     def _first_needed(self, layer: LayerMemory, request: ScheduledRequest) -> int:
-        """Sliding-window layers read only the window; older blocks may be null blocks."""
+        """Sliding-window layers read only the window, recurrent ones the last state; older blocks may be null blocks."""
+        if layer.recurrent:
+            return max(0, request.computed - 1)
         window = self.windows.get(layer.name)
         return 0 if window is None else max(0, request.computed - window + 1)
 
@@ -151,14 +165,14 @@ class LayerForward:
 
     def _write(self, layer: LayerMemory, request: ScheduledRequest) -> None:
         stop = request.computed + request.scheduled
-        blocks, offsets = request.places(layer.group, layer.block_size, request.computed, stop)
+        blocks, offsets = request.places(layer.group, layer.block_size, request.first_written(layer), stop)
         self.memory.write(layer.name, blocks, offsets, self._computed(layer, request))
 
     def _computed(self, layer: LayerMemory, request: ScheduledRequest) -> torch.Tensor:
         """What this step's forward computes for the request."""
         stop = request.computed + request.scheduled
         taint = self.taints.get(request.request_id, 0)
-        chain = self.chains[request.request_id].chain(request.computed, stop)
+        chain = self.chains[request.request_id].chain(request.first_written(layer), stop)
         seeds = slot_seeds(chain, layer.name, self.memory.rank) ^ np.uint64(taint)
         if request.rejected:
             # Their KV is that of other tokens.

@@ -61,7 +61,7 @@ class HeldForward(LayerForward):
             for request in requests:
                 key = (name, request.request_id)
                 stop = request.computed + request.scheduled
-                places = request.places(layer.group, layer.block_size, request.computed, stop)
+                places = request.places(layer.group, layer.block_size, request.first_written(layer), stop)
                 self._writes[key] = _Write(layer.slots(*places), self._computed(layer, request))
                 start = self._first_needed(layer, request)
                 if start < request.computed:
@@ -71,13 +71,21 @@ class HeldForward(LayerForward):
 
     def _layer(self, name: str, requests: list[ScheduledRequest]) -> None:
         self._fail_if_planned(name)
-        for request in requests:
-            write = self._writes[name, request.request_id]
-            self.work.run(partial(self.memory.put, name, write.slots, write.content))
-        for request in requests:
-            look = self._looks.get((name, request.request_id))
-            if look is not None:
-                self.work.run(partial(self._compare_on_device, look))
+        first, then = self._queue_write, self._queue_look
+        if self.memory.layers[name].recurrent:
+            first, then = then, first
+        for queue in (first, then):
+            for request in requests:
+                queue(name, request)
+
+    def _queue_write(self, name: str, request: ScheduledRequest) -> None:
+        write = self._writes[name, request.request_id]
+        self.work.run(partial(self.memory.put, name, write.slots, write.content))
+
+    def _queue_look(self, name: str, request: ScheduledRequest) -> None:
+        look = self._looks.get((name, request.request_id))
+        if look is not None:
+            self.work.run(partial(self._compare_on_device, look))
 
     def _compare_on_device(self, look: _Look) -> None:
         look.observed = self.memory.get(look.layer.name, look.slots)

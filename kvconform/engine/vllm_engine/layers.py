@@ -80,7 +80,18 @@ def place_layers(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, kernel
     context = vllm_config.compilation_config.static_forward_context
     for group in kv_cache_config.kv_cache_groups:
         for name, spec in specs_of(group).items():
-            context[name] = SimulatedAttention(name, spec, kernel_block_size)
+            context[name] = _layer(name, spec, kernel_block_size)
+
+
+def _layer(name: str, spec: KVCacheSpec, kernel_block_size: int | None) -> AttentionLayerBase:
+    from vllm.v1.kv_cache_interface import MambaSpec
+
+    if isinstance(spec, MambaSpec):
+        # Late: only models with such layers need what it imports.
+        from kvconform.engine.vllm_engine.mixers import SimulatedMixer
+
+        return SimulatedMixer(name, spec)
+    return SimulatedAttention(name, spec, kernel_block_size)
 
 
 def bind_layers(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> None:

@@ -95,7 +95,6 @@ class SimulatedWorker:
             with self._memory_pool():
                 views = allocate(vllm_config, kv_cache_config, options.shape, device)
             self.memory = KVMemory(views, kv_cache_config, engine, GUARD_BYTES, rank)
-            self.layer_names = tuple(self.memory.layers)
             self._bind_layers(views)
             self._active = self._register(views)
         except BaseException:
@@ -249,13 +248,14 @@ class SimulatedWorker:
         self._active.set_disabled(True)
         try:
             attention = with_layer_hooks(lambda _: time.sleep(DUMMY_LAYER_SECONDS))
-            for name in self.layer_names:
-                attention(name)
+            for name, layer in self.memory.layers.items():
+                if not layer.recurrent:
+                    attention(name)
         finally:
             self._active.set_disabled(False)
 
     def _apply_block_operations(self, output: SchedulerOutput) -> None:
-        """Copy blocks as the step demands, which attention-only caches don't; Execution clears those to be cleared."""
+        """Copy blocks as the step demands, which no cache of the suites does; Execution clears those to be cleared."""
         assert not getattr(output, "kv_cache_block_copies", None), "copy-on-write block copies are not simulated yet"
 
     def _attention_metadata(self, requests: list[ScheduledRequest]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -263,6 +263,10 @@ class SimulatedWorker:
         metadata: dict[str, Any] = {}
         mappings: dict[str, torch.Tensor] = {}
         for name, layer in self.memory.layers.items():
+            if layer.recurrent:
+                # Mamba's own knows states, and has no slots (vllm/v1/attention/backends/mamba_attn.py, 0.32.0).
+                metadata[name] = SimpleNamespace()
+                continue
             slots = np.concatenate(
                 [
                     request.slots(layer.group, layer.block_size, request.computed, request.computed + request.scheduled)
