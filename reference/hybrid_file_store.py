@@ -1,7 +1,7 @@
 """HybridFileStoreConnector: the file store for models with several KV cache groups.
 
-Full attention beside sliding windows, whatever their block sizes, and beside recurrent layers. It shows what a SupportsHMA class has to do beyond
-one for a single group:
+Full attention beside sliding windows, whatever their block sizes, and beside recurrent layers. It shows what a
+SupportsHMA class has to do beyond one for a single group:
 
 - one block table per group: a block id means something in the layers of its own group only (HMA-03);
 - null blocks: positions that fell out of a window keep their place in the table and are neither stored nor loaded;
@@ -11,7 +11,8 @@ one for a single group:
 - a recurrent group has one state in each block that is kept, which the scheduler offers by block id in the step that
   computes it (META-10), and a hit needs the one at its end (HMA-06).
 
-For a model with groups of another kind it stores nothing and offers nothing, which is always right. Read ``file_store`` first; ``_hybrid_groups`` has the scheduler role.
+For a model with groups of another kind it stores nothing and offers nothing, which is always right. Read ``file_store``
+first; ``_hybrid_groups`` has the scheduler role.
 
 A synchronous load of a model with several groups that fails can't be reported: vLLM takes failed blocks of models with
 a single group only (Scheduler._update_requests_with_invalid_blocks, 0.32.0). So such a failure raises and ends the
@@ -195,7 +196,9 @@ def transferred_groups(kv_cache_config: KVCacheConfig) -> list[TransferredGroup]
             spec = next(iter(spec.kv_cache_specs.values()))
         # Without prefix caching a state has one block for the whole request, and block hashes say nothing about it.
         recurrent = isinstance(spec, MambaSpec) and getattr(spec, "mamba_cache_mode", "") == "align"
-        known = recurrent or isinstance(spec, (FullAttentionSpec, SlidingWindowSpec)) and not getattr(spec, "non_causal", False)
+        known = recurrent or (
+            isinstance(spec, (FullAttentionSpec, SlidingWindowSpec)) and not getattr(spec, "non_causal", False)
+        )
         if not known or getattr(spec, "attention_chunk_size", None):
             logger.warning("HybridFileStoreConnector stores nothing: it does not know KV cache groups like %s.", spec)
             return []

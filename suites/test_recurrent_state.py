@@ -20,7 +20,7 @@ def test_states_are_stored_from_the_blocks_that_are_offered(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """Recurrent states are saved from the block ids offered for the step, before the engine gives the blocks away."""
-    conformance.demand_capability("hma")
+    conformance.demand_capability("mamba")
     conformance.judge(request, recurrent.on_the_move())
 
 
@@ -29,5 +29,5 @@ def test_load_behind_a_divergent_local_hit_restores_the_state(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """supports_divergent_local_hybrid_hits is claimed only if every load restores the recurrent state, too."""
-    conformance.demand_capability("hma")
+    conformance.demand_capability("mamba")
     conformance.judge(request, recurrent.divergent_hits())

@@ -156,7 +156,7 @@ def _reported(calls: list[HookCall], what: str) -> set[str]:
 
 
 def _uncounted_state(history: History) -> Iterator[EngineRaised]:
-    """The pool is asked for more than it has, for a request whose match was just answered with tokens to load at once."""
+    """The pool is asked for more than it has, for a request that was just offered tokens to load in the same step."""
     recurrent = {event.engine for event in history.of(EngineStarted) if event.recurrent}
     for event in history.of(EngineRaised):
         asked = event.error.startswith("ValueError: Cannot get ") and event.where.endswith(" in get_new_blocks")

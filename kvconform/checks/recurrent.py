@@ -73,8 +73,8 @@ def _divergent(history: History) -> Mapping[str, int]:
 
 _NO_LOAD = "no external hit was loaded on a model with recurrent layers"
 _NO_DIVERGENT_LOAD = (
-    "no load came behind a local hit that is deeper in full attention than in recurrent layers: the scheduler leaves one "
-    "only to a connector that claims supports_divergent_local_hybrid_hits"
+    "no load came behind a local hit that is deeper in full attention than in recurrent layers: the scheduler leaves "
+    "such hits only to a connector that claims supports_divergent_local_hybrid_hits"
 )
 
 CHECKS = (

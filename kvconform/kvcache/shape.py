@@ -15,7 +15,8 @@ LAYOUTS: tuple[str, ...] = ("LBNHC", "LBHNC", "LHBNC", "BLHNC", "BLNHC", "BHLNC"
 # dtype name -> bytes per element. uint8 stands for every format that vLLM stores as raw bytes (fp8 and others).
 DTYPES: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1}
 
-LayerKind = Literal["full", "sliding_window", "mla", "recurrent"]
+AttentionKind = Literal["full", "sliding_window", "mla"]
+LayerKind = Literal[AttentionKind, "recurrent"]
 
 #: Shape of one state of a recurrent layer, in elements, and its dtype.
 State = tuple[tuple[int, ...], str]
@@ -61,7 +62,9 @@ class LayerShape:
             raise ShapeError("states are those of kind 'recurrent', and of no other kind")
         for shape, dtype in self.states:
             if dtype not in DTYPES or not shape or min(shape) < 1:
-                raise ShapeError(f"a state has dimensions of at least 1 and one of the dtypes, not {shape} of {dtype!r}")
+                raise ShapeError(
+                    f"a state has dimensions of at least 1 and one of the dtypes, not {shape} of {dtype!r}"
+                )
         if self.page_padding < 0 or self.page_padding % DTYPES[self.dtype]:
             raise ShapeError(
                 f"page_padding must be a multiple of the {DTYPES[self.dtype]}-byte element of {self.dtype}"

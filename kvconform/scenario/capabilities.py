@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kvconform.isolation.room import CrashedError, HungError
-from kvconform.scenario import asynchronous, failures, finish, hybrid, observability, producer_consumer, transfer
+from kvconform.scenario import (
+    asynchronous,
+    failures,
+    finish,
+    hybrid,
+    observability,
+    producer_consumer,
+    recurrent,
+    transfer,
+)
 from kvconform.scenario.exploration import Play, Refused
 from kvconform.scenario.program import Program
 
@@ -59,6 +68,10 @@ def _groups() -> Iterator[Program]:
     yield hybrid.several_groups().examples[0]
 
 
+def _states() -> Iterator[Program]:
+    yield recurrent.states().examples[0]
+
+
 def _observed() -> Iterator[Program]:
     yield from _plain()
     yield observability.varied().examples[0]
@@ -79,6 +92,7 @@ DEMONSTRATIONS: Mapping[str, Demonstration] = {
     "stats": Demonstration(_observed, "get_kv_connector_stats returned nothing"),
     "events": Demonstration(_observed, "no KV cache event came out"),
     "failure-report": Demonstration(_broken_store, "no failed load was reported, although the store was broken"),
+    "mamba": Demonstration(_states, "nothing was loaded for a request of a model with recurrent layers"),
     "hma": Demonstration(_groups, "nothing was loaded for a request with several KV cache groups"),
     "pd": Demonstration(_hand_offs, "no finished request returned kv_transfer_params"),
     "producer": Demonstration(_hand_offs, "no finished request returned kv_transfer_params"),

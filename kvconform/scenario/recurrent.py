@@ -1,8 +1,8 @@
 """Scenario families for models with recurrent layers (Mamba, linear attention) beside full attention.
 
-As with vLLM's prefix caching of such models, one block size counts for all groups, and a block of a recurrent layer holds
-the state after the last token computed in it. The engine keeps few of these states: those at the end of a prompt's last
-full block, and where prompts were seen to part.
+As with vLLM's prefix caching of such models, one block size counts for all groups, and a block of a recurrent layer
+holds the state after the last token computed in it. The engine keeps few of these states: those at the end of a
+prompt's last full block, and where prompts were seen to part.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kvconform.checks.recurrent import divergent_hit_rule, reused_block_rule, rule_of
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape, State
-from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, Program, RequestSpec
+from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, Program, RequestSpec, Step
 from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt, store_then_reload
 
 #: A convolution's window and a state space, of other dtypes, as Mamba 2 has them; a state of linear attention alone.
@@ -25,6 +25,8 @@ LINEAR: tuple[State, ...] = (((2, 8, 8), "bfloat16"),)
 LAYOUTS = ("LBNHC", "LBHNC", "BLHNC", "BLNHC")
 _PROMPTS: Sequence[Prompt] = (((1, 120),), ((2, 40),), ((3, 71),))
 _SITUATION = "recurrent layers"
+#: Tokens of requests that take blocks and soon give them back.
+_PASSING = 40
 
 
 def beside_attention(
@@ -110,17 +112,20 @@ def states() -> Family:
 
 
 def _busy(lengths: Sequence[int], max_tokens: int, options: EngineOptions) -> Program:
-    """Requests that generate side by side, so that states move from block to block and blocks change hands.
+    """Requests that generate side by side, so that states move from block to block, and short ones in between.
 
-    There are as many blocks as they need at most, so that nothing is preempted: a request that comes back to short blocks
-    meets a defect of vLLM (known_engine_bugs.toml: external-state-not-counted).
+    There are as many blocks as they need at most, so that they change hands soon and nothing is preempted: a request
+    that comes back to short blocks meets a defect of vLLM (known_engine_bugs.toml: external-state-not-counted).
     """
     full, mixer = options.shape.layers
     # A state, and the one before it, per group.
-    each = [-(-(n + max_tokens) // full.block_size) + 2 * (mixer.count // full.count) for n in lengths]
-    options = replace(options, shape=replace(options.shape, num_blocks=1 + sum(each)))
+    states = 2 * (mixer.count // full.count)
+    needs = [-(-tokens // full.block_size) + states for tokens in (*(n + max_tokens for n in lengths), _PASSING + 1)]
+    options = replace(options, shape=replace(options.shape, num_blocks=1 + sum(needs)))
     prompts = [((i, n),) for i, n in enumerate(lengths)]
     actions: list[Action] = [Add(RequestSpec(f"busy{i}", prompt, max_tokens)) for i, prompt in enumerate(prompts)]
+    for i in range(6):
+        actions += [Step(3), Add(RequestSpec(f"passing{i}", ((50 + i, _PASSING),), 1))]
     actions += [Drain(), ForgetLocal()]
     for i, prompt in enumerate(prompts):
         actions += [Add(RequestSpec(f"again{i}", prompt, 2)), Drain()]
@@ -133,9 +138,9 @@ def _roomy(program: Program) -> Program:
 
 def on_the_move() -> Family:
     """States stored while few blocks are free: those that the engine gives up are soon other requests'."""
-    examples = tuple(_busy((40, 71, 33), 48, EngineOptions(beside_attention(), runner=runner)) for runner in RUNNERS)
+    examples = tuple(_busy((40, 71, 33), 24, EngineOptions(beside_attention(), runner=runner)) for runner in RUNNERS)
     lengths = st.lists(st.integers(17, 80), min_size=2, max_size=4)
-    drawn = st.builds(_busy, lengths, st.integers(30, 50), _options())
+    drawn = st.builds(_busy, lengths, st.integers(20, 40), _options())
     return Family(
         "states on the move", "META-10", examples, drawn, "few free blocks", _roomy,
         sort=reused_block_rule, general=states(),

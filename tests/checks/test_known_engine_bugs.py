@@ -171,3 +171,37 @@ def test_other_exceptions_of_the_scheduler_are_held_against_the_connector(events
     examination = examined(*events)
     assert not examination.engine_bug
     assert examination.findings
+
+
+# -- too few blocks for the state of an external hit --
+
+
+def out_of_blocks(
+    during: str = "schedule", where: str = "vllm/v1/core/block_pool.py:679 in get_new_blocks"
+) -> EngineRaised:
+    return EngineRaised(1, 2, during, "ValueError: Cannot get 1 free blocks from the pool", where, None)
+
+
+RECURRENT = EngineStarted(1, 0, (16, 16), "recompute", (1,))
+
+
+def test_pool_that_runs_out_under_an_external_hit_on_a_model_with_recurrent_layers() -> None:
+    examination = examined(RECURRENT, match((32, False), step=2), out_of_blocks())
+    assert (rules(examination), "external-state-not-counted" in examination.engine_bug) == ([], True)
+    assert examination.excused == ("LIVE-01",)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (EngineStarted(1, 0, (16,), "recompute"), match((32, False), step=2), out_of_blocks()),
+        (RECURRENT, match((0, False), step=2), out_of_blocks()),
+        (RECURRENT, match((32, True), step=2), out_of_blocks()),
+        (RECURRENT, match((32, False), step=1), out_of_blocks()),
+        (RECURRENT, match((32, False), step=2), out_of_blocks(during="execute_model")),
+        (RECURRENT, match((32, False), step=2), out_of_blocks(where="vendor.py:7 in touch")),
+    ],
+    ids=["no states", "no hit", "asynchronous", "another step", "not scheduling", "elsewhere"],
+)
+def test_pool_that_runs_out_otherwise_is_held_against_the_connector(events: tuple[Event, ...]) -> None:
+    assert rules(examined(*events)) == ["LIVE-01"]

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("vllm_cpu")
 
 FEW = KVCacheShape(num_blocks=6)
 CHAIN = TokenChain(tuple(range(300, 380)))
+STATES = (((3, 20), "float16"), ((2, 8, 8), "float32"))
 
 
 def poison_of(memory: KVMemory, layer: str, block: int, life: int) -> np.ndarray:
@@ -274,6 +275,49 @@ def test_the_group_of_a_block_decides_what_its_poison_is() -> None:
     assert (whole_block(memory, of[0], 7) != poison_of(memory, of[0], 7, 1)).any()
 
 
+def recurrent_memory(layout: str = "LBNHC") -> KVMemory:
+    """Two layers of attention and two recurrent ones on pages of 1024 bytes, of which the states take 632."""
+    mixer = LayerShape(kind="recurrent", states=STATES, page_padding=392)
+    return build_memory(KVCacheShape((LayerShape(), mixer), layout, num_blocks=6))
+
+
+@pytest.mark.parametrize("layout", ["LBNHC", "LBHNC", "BLHNC", "BLNHC"])
+def test_block_of_a_recurrent_layer_has_one_slot_for_all_its_tokens(layout: str) -> None:
+    memory = recurrent_memory(layout)
+    name, layer = next((name, layer) for name, layer in memory.layers.items() if layer.recurrent)
+    assert name.endswith(".mixer")
+    assert (layer.block_size, layer.slots_per_block, layer.content.content_bytes) == (16, 1, 632)
+    assert memory.views[name].shape == (6, 1, 1, 632)
+    assert memory.views[name].dtype is torch.int8
+    state = expand(np.array([7], dtype=np.uint64), layer.content)
+    memory.write(name, np.array([3]), np.array([12]), state)
+    assert torch.equal(memory.read(name, np.array([3]), np.array([0])), state)
+    assert torch.equal(connector_view(memory, name)[3], state[0][:, None])
+
+
+def test_state_is_protected_as_soon_as_a_token_of_its_block_is_computed() -> None:
+    memory = recurrent_memory()
+    name, layer = next((name, layer) for name, layer in memory.layers.items() if layer.recurrent)
+    ground = Owned(memory)
+    ground.own(1, 0, group=layer.group)
+    ground.own(2, 1, group=layer.group)
+    for block in (1, 2):
+        connector_view(memory, name)[block] ^= 0xFF
+    assert [(write.block, write.layer, write.slots) for write in ground.audit()] == [(2, name, (0,))]
+
+
+def test_recurrent_layers_stand_beside_others_in_the_layouts_in_which_vllm_takes_them() -> None:
+    mixer = LayerShape(kind="recurrent", states=STATES, page_padding=392)
+    for layout in LAYOUTS:
+        try:
+            shape = KVCacheShape((LayerShape(), mixer), layout, num_blocks=4)
+        except ShapeError:
+            refused = unchecked(KVCacheShape, layers=(LayerShape(), mixer), layout=layout, num_blocks=4)
+            assert not works_in_vllm(refused), f"vLLM accepts what the kit refuses: {layout}"
+        else:
+            assert len(build_memory(shape).layers) == 4, layout
+
+
 # -- shapes that vLLM refuses ----------------------------------------------------------------------------------
 
 
@@ -341,6 +385,10 @@ def test_what_vllm_refuses_is_refused_first_in_one_sentence(
         ({"kind": "mla", "num_kv_heads": 2}, "an MLA layer has one head slot and no separate V"),
         ({"kind": "mla", "num_kv_heads": 1, "head_size_v": 4}, "an MLA layer has one head slot and no separate V"),
         ({"page_padding": -2}, "page_padding must be a multiple"),
+        ({"kind": "recurrent"}, "states are those of kind 'recurrent', and of no other kind"),
+        ({"states": STATES}, "states are those of kind 'recurrent', and of no other kind"),
+        ({"kind": "recurrent", "states": (((3, 0), "float16"),)}, "a state has dimensions of at least 1"),
+        ({"kind": "recurrent", "states": (((3, 4), "float8"),)}, "a state has .* one of the dtypes"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -363,3 +411,12 @@ def test_a_shape_describes_itself_in_one_line() -> None:
     assert "window 32" in text
     assert "64 B padding" in text
     assert "kernel block 8" in KVCacheShape(kernel_block_size=8).describe()
+    mixer = LayerShape(kind="recurrent", states=STATES, page_padding=392)
+    text = KVCacheShape((mixer,)).describe()
+    assert "2 recurrent layers of 3x20 float16 and 2x8x8 float32, block 16, 392 B padding" in text
+
+
+def test_kernel_blocks_beside_recurrent_layers_are_refused() -> None:
+    mixer = LayerShape(kind="recurrent", states=STATES, page_padding=392)
+    with pytest.raises(ShapeError, match="kernel blocks beside recurrent layers are not simulated"):
+        KVCacheShape((LayerShape(), mixer), kernel_block_size=8)

@@ -62,9 +62,9 @@ class RestoresStatesFromTheStartOnly(_ChangesStateLoads):
 
 
 class SavesStatesLater(HybridFileStoreConnector):
-    """States are read long after they were offered, when their blocks may be others' (1CatAI#249, R32)."""
+    """States are read some steps after they were offered, when their blocks may be others' (1CatAI#249, R32)."""
 
-    DELAY = 40
+    DELAY = 12
 
     def wait_for_save(self) -> None:
         waiting = self.__dict__.setdefault("_waiting", deque())

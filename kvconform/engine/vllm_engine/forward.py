@@ -120,7 +120,7 @@ class LayerForward:
             raise PlannedFailure(f"the scenario lets the forward fail in layer {name}")
 
     def _first_needed(self, layer: LayerMemory, request: ScheduledRequest) -> int:
-        """Sliding-window layers read only the window, recurrent ones the last state; older blocks may be null blocks."""
+        """Sliding-window layers read only the window, recurrent ones the last state; older blocks may be null."""
         if layer.recurrent:
             return max(0, request.computed - 1)
         window = self.windows.get(layer.name)

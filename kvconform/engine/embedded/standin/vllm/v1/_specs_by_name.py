@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvconform.engine.vllm_engine.guard import NotSimulated
 from vllm.v1._specs import AttentionSpec, KVCacheSpec, SlidingWindowSpec
 
 
@@ -64,3 +65,6 @@ class CrossAttentionSpec(AttentionSpec):
 
 class MambaSpec(KVCacheSpec):
     """Recurrent state."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise NotSimulated("recurrent layers are not simulated by the engine 'embedded'")
