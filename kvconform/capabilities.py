@@ -54,6 +54,7 @@ _BEHAVIOUR: Mapping[str, str] = {
     "async-save": "request_finished never kept a request's blocks for a save",
     "pd": "no finished request returned kv_transfer_params",
     "persistence": "a restarted engine found nothing of what was stored before",
+    "mamba": "nothing was loaded for a request of a model with recurrent layers",
     "hma": "the class does not derive from SupportsHMA",
 }
 

@@ -95,6 +95,7 @@ class SimulatedWorker:
             with self._memory_pool():
                 views = allocate(vllm_config, kv_cache_config, options.shape, device)
             self.memory = KVMemory(views, kv_cache_config, engine, GUARD_BYTES, rank)
+            self.layer_names = tuple(self.memory.layers)
             self._bind_layers(views)
             self._active = self._register(views)
         except BaseException:
