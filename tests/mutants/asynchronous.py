@@ -90,13 +90,14 @@ class ReportsLoadsThatRun(stepwise.Stepwise):
 class ReportsWhateverFinished(AsyncFileStoreConnector):
     """vllm#43226, bugs 80 (R14): every finished request is reported as sent, whether it was held or not.
 
-    All but those that were loading, whose report as sent would break ASYNC-09.
+    All but those that load, or have loaded in an earlier life: their report as sent would break ASYNC-09.
     """
 
     def get_finished(self, finished_req_ids: set[str]) -> Completions:
         loading = {load.job.request_id for load, _ in self._worker_side()._loads.values()}
+        self._loaded = getattr(self, "_loaded", frozenset()) | loading
         _, received = super().get_finished(finished_req_ids)
-        return set(finished_req_ids) - loading, received
+        return set(finished_req_ids) - self._loaded, received
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         held, params = super().request_finished(request, block_ids)
