@@ -112,6 +112,8 @@ def looked_for_at_once() -> Family:
     lengths = (3 * BLOCK + 1, 2 * BLOCK)
     examples = (
         _at_once(lengths, 1, EngineOptions()),
+        # By then the request has ended, and its save need not have.
+        _at_once(lengths, 3, EngineOptions()),
         _at_once(lengths, 2, EngineOptions(runner="v1", max_num_batched_tokens=24)),
     )
     drawn = st.builds(
