@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Slots = tuple[torch.Tensor, torch.Tensor]
 
 _RANKS = 1 << 20
+#: Bytes that an audit copies at a time; a multiple of what the widest integers take.
+PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -187,20 +189,30 @@ class KVMemory:
         """
         if self.untouched():
             return []
-        # A thread of the connector may be writing: judge one copy, and keep that copy as the new shadow.
-        now = self.raw.clone()
-        changed = now != self.shadow
-        stray = self._stray_writes(now, changed, first_writable, owner_group)
-        self.shadow.copy_(now)
-        return stray
+        return self._stray_writes(self._follow(), first_writable, owner_group)
 
     def untouched(self) -> bool:
         """Whether nobody but the engine has written since the last audit; at the speed of the memory."""
         return torch.equal(*self._words)
 
+    def _follow(self) -> torch.Tensor:
+        """Take what was written into the shadow; a mark for each byte that changed, bool [bytes].
+
+        Piece by piece, so that nothing as large as the memory is copied beside its shadow.
+        """
+        changed = _no_marks(self.raw)
+        for first in range(0, self.raw.numel(), PIECE):
+            part = slice(first, first + PIECE)
+            if torch.equal(_widest(self.raw[part]), _widest(self.shadow[part])):
+                continue
+            # A thread of the connector may be writing: judge one copy, and keep that copy as the new shadow.
+            now = self.raw[part].clone()
+            torch.ne(now, self.shadow[part], out=changed[part])
+            self.shadow[part] = now
+        return changed
+
     def _stray_writes(
         self,
-        now: torch.Tensor,
         changed: torch.Tensor,
         first_writable: npt.NDArray[np.int64],
         owner_group: npt.NDArray[np.int64],
@@ -217,7 +229,7 @@ class KVMemory:
                     touched = self._touched(memory, changed).cpu().numpy()
                     bad |= (touched & (np.arange(memory.slots_per_block) < first_writable[:, None])).any(axis=1)
             for block in (bad & (owners == group)).nonzero()[0]:
-                found.extend(self._describe(group, int(block), now, changed, int(first_writable[block])))
+                found.extend(self._describe(group, int(block), changed, int(first_writable[block])))
         return found
 
     def _touched(self, memory: LayerMemory, changed: torch.Tensor) -> torch.Tensor:
@@ -225,9 +237,7 @@ class KVMemory:
         by_slot = _like(memory.bytes, changed).any(dim=3).any(dim=1)
         return by_slot.reshape(self.num_blocks, memory.slots_per_block)
 
-    def _describe(
-        self, group: int, block: int, now: torch.Tensor, changed: torch.Tensor, limit: int
-    ) -> list[StrayWrite]:
+    def _describe(self, group: int, block: int, changed: torch.Tensor, limit: int) -> list[StrayWrite]:
         writes = []
         for name, memory in self.layers.items():
             if memory.group != group:
@@ -238,7 +248,7 @@ class KVMemory:
             slots = tuple(int(slot) for slot in by_slot.nonzero().reshape(-1) if int(slot) < limit)
             if slots:
                 content = (
-                    _like(memory.bytes, now)[rows]
+                    self._shadow_view(memory)[rows]
                     .permute(0, 2, 1, 3)
                     .reshape(memory.slots_per_block, *memory.bytes.shape[1::2])
                 )
@@ -276,6 +286,13 @@ def differing(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | 
 def differing_slots(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """:func:`differing` where the host must not wait for the answer: always a tensor, on the device of both."""
     return (observed != expected).reshape(len(observed), -1).any(dim=1)
+
+
+def _no_marks(raw: torch.Tensor) -> torch.Tensor:
+    """False for each byte; in host memory only what is marked takes room, as the pages of numpy's zeros do (calloc)."""
+    if raw.device.type == "cpu":
+        return torch.from_numpy(np.zeros(raw.numel(), dtype=np.bool_))
+    return torch.zeros(raw.numel(), dtype=torch.bool, device=raw.device)
 
 
 def _widest(view: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kvconform.report.bench_section import Chart, Curve
+from kvconform.report.bench_section import Chart, Curve, seconds
 
 WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 46
@@ -42,7 +42,6 @@ class Plot:
     """One picture."""
 
     title: str
-    unit: str
     #: What the picture shows, in words.
     description: str
     x_ticks: tuple[Tick, ...]
@@ -84,17 +83,16 @@ def plot(chart: Chart) -> Plot:
     decades = range(round(math.log10(low)), round(math.log10(high)) + 1)
     return Plot(
         chart.title,
-        chart.unit,
         _description(chart),
         tuple(Tick(across.at(count), str(count)) for count in counts),
-        tuple(Tick(up.at(10.0**decade), f"{10.0**decade:g}") for decade in decades),
+        tuple(Tick(up.at(10.0**decade), _tick(decade, chart.unit)) for decade in decades),
         tuple(_line(curve, chart.unit, across, up) for curve in chart.curves),
     )
 
 
 def _line(curve: Curve, unit: str, across: _Scale, up: _Scale) -> Line:
     dots = tuple(
-        (across.at(blocks), up.at(value), f"{curve.name}, {blocks} blocks: {value:.3g} {unit}")
+        (across.at(blocks), up.at(value), f"{curve.name}, {blocks} blocks: {_figure(value, unit)}")
         for blocks, value in curve.points
     )
     return Line(curve.name, curve.tone % TONES, curve.reference, dots)
@@ -103,7 +101,19 @@ def _line(curve: Curve, unit: str, across: _Scale, up: _Scale) -> Line:
 def _description(chart: Chart) -> str:
     parts = [
         f"{curve.name}: "
-        + ", ".join(f"{value:.3g} {chart.unit} with {blocks} blocks" for blocks, value in curve.points)
+        + ", ".join(f"{_figure(value, chart.unit)} with {blocks} blocks" for blocks, value in curve.points)
         for curve in chart.curves
     ]
     return f"{chart.title} over the number of blocks, both axes logarithmic. {'; '.join(parts)}."
+
+
+def _figure(value: float, unit: str) -> str:
+    return seconds(value) if unit == "s" else f"{value:.3g} {unit}"
+
+
+def _tick(decade: int, unit: str) -> str:
+    """A power of ten; of seconds with a unit that leaves at most three digits before the point."""
+    if unit != "s":
+        return f"{10.0**decade:g}"
+    word, power = ("s", 0) if decade >= 0 else ("ms", -3) if decade >= -3 else ("us", -6)
+    return f"{10.0 ** (decade - power):g} {word}"

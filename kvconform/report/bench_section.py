@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from kvconform.bench.figures import Cost, Measured, Measurement, Rate, When
 from kvconform.report.document import plural
@@ -204,7 +205,7 @@ class Chart:
     """Curves over the number of blocks, both axes logarithmic."""
 
     title: str
-    unit: str
+    unit: Literal["GB/s", "s"]
     curves: tuple[Curve, ...]
 
 
@@ -226,7 +227,7 @@ def _bandwidth_chart(what: str, cases: Sequence[Measured], rate_of: Callable[[Me
         for name, reference, of in ((layout, False, rate_of), (f"memcpy, {layout}", True, lambda case: case.memcpy)):
             points = tuple((case.blocks, of(case).gb_per_second) for case in own)
             curves += _curve(name, tone, points, reference=reference)
-    return Chart(f"{what} bandwidth", "GB/s", tuple(curves))
+    return Chart(f"{what} bandwidth, GB/s", "GB/s", tuple(curves))
 
 
 def _steps_chart(cases: Sequence[Measured]) -> Chart:
@@ -235,13 +236,13 @@ def _steps_chart(cases: Sequence[Measured]) -> Chart:
     curves: list[Curve] = []
     for tone, (when, words) in enumerate(WORDS.items()):
         points = tuple(
-            (case.blocks, 1e6 * cost.median)
+            (case.blocks, cost.median)
             for case in cases
             for cost in case.steps
             if case.layout == layout and cost.when == when
         )
         curves += _curve(words, tone, points)
-    return Chart(f"Worker-side hooks in a step, {layout}", "us", tuple(curves))
+    return Chart(f"Worker-side hooks in a step, {layout}", "s", tuple(curves))
 
 
 def _curve(name: str, tone: int, points: Sequence[tuple[int, float]], *, reference: bool = False) -> list[Curve]:

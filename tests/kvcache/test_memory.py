@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_bench import Owned, build_memory, compute, connector_view, places, shapes, unchecked
 
+from kvconform.kvcache import memory as memory_module
 from kvconform.kvcache.build import GUARD_BYTES
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain, expand, poison_seeds
@@ -160,6 +161,31 @@ def test_the_audit_names_every_planted_slot_and_no_other(shape: KVCacheShape, da
         assert write.observed.shape == (len(write.slots), layer.content.heads, layer.content.content_bytes)
         assert (write.observed.numpy() == whole_block(memory, write.layer, write.block)[list(write.slots)]).all()
     assert ground.audit() == [], "each write is reported once"
+
+
+@pytest.mark.parametrize("piece", [8, 1 << 10, 4 << 20])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_audit_finds_the_same_in_pieces_of_any_size(
+    layout: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = build_memory(KVCacheShape(layout=layout, num_blocks=6))
+    ground = Owned(memory)
+    ground.own(1)
+    ground.own(2, 5)
+    monkeypatch.setattr(memory_module, "PIECE", piece)
+    for name in memory.layers:
+        connector_view(memory, name)[1:4] ^= 0xFF
+    memory.raw[-1] ^= 1
+    found = ground.audit()
+    whole = next(iter(memory.layers.values())).content
+    per_slot = whole.heads * whole.content_bytes
+    assert {(write.layer, write.block): (write.slots, write.bytes_changed) for write in found} == {
+        ("guard bytes behind the last view", -1): ((-1,), 1),
+        **{(name, 2): (tuple(range(5)), 16 * per_slot) for name in memory.layers},
+        **{(name, 3): (tuple(range(16)), 16 * per_slot) for name in memory.layers},
+    }
+    assert memory.untouched()
+    assert ground.audit() == []
 
 
 def one_byte(memory: KVMemory, layer: str, block: int, slot: int) -> None:

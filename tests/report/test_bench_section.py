@@ -108,7 +108,7 @@ def test_without_a_figure_there_is_a_dash_and_a_sentence_and_no_plot_of_memcpy_a
     assert re.search(r"^ +LBNHC +8 +512 KiB +- +- +- +- +10\.0$", shown, re.MULTILINE)
     assert "save: nothing came back" in shown
     assert "load: no hit" in shown
-    assert [chart.unit for chart in charts(NOTHING)] == ["us"]
+    assert [chart.unit for chart in charts(NOTHING)] == ["s"]
 
 
 def test_a_note_of_some_cases_names_them() -> None:
@@ -158,6 +158,14 @@ def test_a_plot_puts_more_blocks_to_the_right_and_higher_figures_above() -> None
     assert "LBNHC: 0.5 GB/s with 8 blocks, 1 GB/s with 64 blocks;" in drawn.description
     for line in drawn.lines:
         assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y, _ in line.dots)
+
+
+def test_seconds_are_drawn_with_their_unit() -> None:
+    drawn = plot(charts(MEASURED)[2])
+    assert [tick.text for tick in drawn.y_ticks] == ["10 us", "100 us", "1 ms", "10 ms", "100 ms", "1 s", "10 s"]
+    assert "nothing to transfer: 12.3 us with 8 blocks, 12.3 us with 64 blocks;" in drawn.description
+    tiny = plot(Chart("Step", "s", (Curve("a", 0, False, ((8, 2e-7),)),)))
+    assert [tick.text for tick in tiny.y_ticks] == ["0.1 us", "1 us"]
 
 
 @pytest.mark.parametrize("value", [1.0, 10.0, 0.1, 1.1e-9, 1e6, 1e15])
