@@ -34,6 +34,9 @@ def peak_bytes() -> int:
 
 
 def label(benchmark: Any, figure: str, role: str, what: str, **more: Any) -> None:
-    """Say what a measurement is for: ``role`` is "kit" or the name of a peer; see ``figures.py``."""
+    """Say what a measurement is for: ``role`` is "kit" or the name of a peer; see ``figures.py``.
+
+    ``beside`` maps the names of peers that took turns with it to the seconds of their rounds.
+    """
     benchmark.group = figure
     benchmark.extra_info.update(figure=figure, role=role, what=what, **more)

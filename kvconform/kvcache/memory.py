@@ -297,10 +297,18 @@ def _no_marks(raw: torch.Tensor) -> torch.Tensor:
 
 def _widest(view: torch.Tensor) -> torch.Tensor:
     """A uint8 tensor as the widest integers that its last dimension and its alignment allow."""
-    for dtype, size in ((torch.int64, 8), (torch.int32, 4), (torch.int16, 2)):
-        places = (view.shape[-1], view.storage_offset(), *view.stride()[:-1])
-        if view.stride(-1) == 1 and not any(place % size for place in places):
-            return view.view(dtype)
+    *outer, last = view.stride()
+    if last == 1:
+        # One bit of every number that has to be a multiple: this is called for each comparison, small ones too.
+        places = view.shape[-1] | view.storage_offset()
+        for stride in outer:
+            places |= stride
+        if not places & 7:
+            return view.view(torch.int64)
+        if not places & 3:
+            return view.view(torch.int32)
+        if not places & 1:
+            return view.view(torch.int16)
     return view
 
 

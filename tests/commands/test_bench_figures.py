@@ -66,6 +66,14 @@ def test_figure_without_its_measurements_is_said_to_be_missing(
     assert f"| {figures.NOT_MEASURED} |" in rows[0]
 
 
+def test_peers_that_took_turns_with_the_kit_are_measurements_of_their_own(
+    figures: ModuleType, document: Path, tmp_path: Path
+) -> None:
+    turns = {"figure": "Start-up", "role": "kit", "beside": {"bare pytest": [0.5, 0.4, 0.9]}, "more": 0.021}
+    figures.main(results(tmp_path, {"stats": {"min": 0.42}, "extra_info": turns}), document)
+    assert "| 21.0 ms | kit 420 ms, bare pytest 400 ms | at most 50 ms | yes |" in document.read_text()
+
+
 def test_table_of_a_busy_machine_warns(figures: ModuleType, document: Path, tmp_path: Path) -> None:
     figures.main(results(tmp_path, others=0.8), document)
     assert "Other processes took 0.80 cores on average." in document.read_text()
