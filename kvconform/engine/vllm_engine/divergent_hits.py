@@ -18,8 +18,8 @@ def note_divergent_hits(manager: Any, note: Callable[[str, int], None]) -> None:
         return
 
     @functools.wraps(original)
-    def asked(request: Any) -> Any:
-        found = original(request)
+    def asked(request: Any, *more: Any, **named: Any) -> Any:
+        found = original(request, *more, **named)
         _, tokens, _, diverged = found
         if diverged:
             note(request.request_id, tokens)
