@@ -90,7 +90,7 @@ def test_drafts_that_are_refused_are_not_stored(conformance: Conformance, reques
     conformance.judge(request, transfer.drafts())
 
 
-@pytest.mark.kvconform_rules("ALLOC-01", "ALLOC-02", "MATCH-03")
+@pytest.mark.kvconform_rules("ALLOC-01", "ALLOC-02", "MATCH-03", "MATCH-04")
 def test_load_behind_a_local_hit_fills_its_own_positions_only(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
