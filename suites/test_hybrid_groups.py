@@ -49,6 +49,15 @@ def test_groups_of_different_block_sizes_get_the_stored_bytes(
     conformance.judge(request, hybrid.two_block_sizes())
 
 
+@pytest.mark.kvconform_rules("HMA-11")
+def test_block_that_a_window_gives_away_is_saved_before_others_have_it(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """A save that was put off reads a window block only while it still holds that token range."""
+    conformance.demand_capability("hma")
+    conformance.judge(request, hybrid.window_blocks_handed_on())
+
+
 @pytest.mark.kvconform_rules("FAIL-15", "FAIL-05")
 def test_failed_load_of_several_groups_is_not_taken_for_a_success(
     conformance: Conformance, request: pytest.FixtureRequest

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import EngineStarted, History, HookCall, Scheduled, Stray, WrongBytes
+from kvconform.checks.transfer import external_tokens
+from kvconform.engine.history import FINISH_HOOKS, EngineStarted, History, HookCall, Scheduled, Stray, WrongBytes
 
 
 def rule_of(history: History, finding: Finding) -> str:
@@ -61,6 +62,27 @@ def _different_sizes(history: History) -> Mapping[str, int]:
     return {"loads with groups of different block sizes": sum(call.engine in mixed for call in _loads(history))}
 
 
+def _moved_on(history: History) -> Mapping[str, int]:
+    """Blocks that a request got for new tokens while the one that had them before went on: its window had moved."""
+    owners: dict[tuple[int, int], str] = {}
+    local: dict[tuple[int, str], int] = {}
+    count = 0
+    for event in history.events:
+        if isinstance(event, Scheduled):
+            owners = {key: owner for key, owner in owners.items() if owner not in event.preempted}
+        elif isinstance(event, HookCall) and event.hook in FINISH_HOOKS:
+            owners = {key: owner for key, owner in owners.items() if owner != event.args["request"]}
+        elif isinstance(event, HookCall) and event.hook == "get_num_new_matched_tokens":
+            local[event.engine, event.args["request"]] = event.args["num_computed_tokens"]
+        elif isinstance(event, HookCall) and event.hook == "update_state_after_alloc":
+            request, groups = event.args["request"], event.args["block_ids"]
+            blocks = {(event.engine, block) for group in groups for block in group if block and len(groups) > 1}
+            if not local.get((event.engine, request)):
+                count += sum(owners.get(block, request) != request for block in blocks)
+            owners |= dict.fromkeys(blocks, request)
+    return {"window blocks that others got": count if external_tokens(history) else 0}
+
+
 _NO_LOAD = "no external hit was loaded with several KV cache groups"
 
 CHECKS = (
@@ -69,4 +91,5 @@ CHECKS = (
     Check("HMA-04", no_finding, _null_blocks, "no table of a loaded request had null blocks"),
     Check("HMA-05", no_finding, _windows, "no load reached beyond a window"),
     Check("HMA-08", no_finding, _different_sizes, "no external hit was loaded with groups of different block sizes"),
+    Check("HMA-11", no_finding, _moved_on, "no block of a window that had moved on was handed out again"),
 )

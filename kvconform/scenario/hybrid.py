@@ -10,7 +10,7 @@ from kvconform.checks.hybrid import rule_of
 from kvconform.engine.history import WrongBytes
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
-from kvconform.scenario.program import Action, Add, BreakStore, Drain, ForgetLocal, Program, RequestSpec
+from kvconform.scenario.program import Action, Add, BreakStore, Drain, ForgetLocal, Program, RequestSpec, Step
 from kvconform.scenario.transfer import RUNNERS, Family, store_then_reload
 
 WINDOW = 40
@@ -81,3 +81,31 @@ def two_block_sizes() -> Family:
     situation = "groups of different block sizes"
     general = several_groups()
     return Family("several groups", "HMA-08", programs, st.sampled_from(programs), situation, control, general=general)
+
+
+def window_blocks_handed_on() -> Family:
+    """A window moves on, another request gets its blocks in the same step, and what they held is asked for again.
+
+    The control has no other request. The pools are tight: were blocks handed out in the order in which they came back,
+    the other request would still need some of those that the window has just left. In 0.32.0 those without a hash come
+    first anyway (BlockPool.free_blocks).
+    """
+    taker = Add(RequestSpec("taker", ((2, 71),), 2))
+    actions = (
+        Add(RequestSpec("long", ((1, 120),), 4)), Step(1), taker, Drain(), ForgetLocal(),
+        Add(RequestSpec("again", ((1, 60), (3, 8)), 2)), Drain(),
+    )  # fmt: skip
+    programs = tuple(
+        Program("window blocks handed on", EngineOptions(shape, runner=runner), actions)
+        for shape, runner in zip(
+            (replace(WINDOWED, num_blocks=23), replace(TWO_SIZES, num_blocks=20)), RUNNERS, strict=True
+        )
+    )
+
+    def control(program: Program) -> Program:
+        return replace(program, actions=tuple(action for action in program.actions if action != taker))
+
+    return Family(
+        "window blocks handed on", "HMA-11", programs, st.sampled_from(programs), "a request that takes them",
+        control, general=two_block_sizes(),
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from histories import alloc, history, raised, stray, witness, wrong
+from histories import alloc, compared, history, match, raised, stray, witness, wrong
 
 from kvconform.checks import Finding
 from kvconform.checks.hybrid import rule_of
@@ -91,3 +91,47 @@ def test_block_sizes_count_where_they_differ_in_the_engine_of_the_load() -> None
     assert witness("HMA-08", started(16, 32), load([1], [2])) == 1
     assert witness("HMA-08", started(16, 16), load([1], [2])) == 0
     assert witness("HMA-08", started(16, 32, engine=2), started(16, 16), load([1], [2])) == 0
+
+
+def given(request: str, *groups: list[int], engine: int = 1) -> HookCall:
+    args = {"request": request, "block_ids": list(groups), "num_external_tokens": 0}
+    return HookCall(engine, 1, "scheduler", "update_state_after_alloc", args)
+
+
+def end(request: str, hook: str = "request_finished_all_groups") -> HookCall:
+    return HookCall(1, 1, "scheduler", hook, {"request": request}, (False, None))
+
+
+FIRST = given("a", [1, 2], [3, 4])
+PREEMPTED = Scheduled(1, 2, {}, {}, preempted=("a",))
+
+
+@pytest.mark.parametrize(
+    ("between", "later", "count"),
+    [
+        ((), given("b", [5], [3]), 1),
+        ((), given("b", [3], [4]), 2),
+        ((), given("b", [3], [3]), 1),
+        ((), given("b", [5], [6]), 0),
+        ((), given("b", [5], [3], engine=2), 0),
+        ((), given("b", [3]), 0),
+        ((), given("a", [5], [3]), 0),
+        ((), given("b", [0], [0]), 0),
+        ((end("b"), end("c", "request_finished"), computed(16)), given("b", [5], [3]), 1),
+        ((end("a"),), given("b", [5], [3]), 0),
+        ((end("a", "request_finished"),), given("b", [5], [3]), 0),
+        ((PREEMPTED,), given("b", [5], [3]), 0),
+        ((match((0, False), request="b"),), given("b", [5], [3]), 1),
+        ((match((0, False), request="b", computed=16),), given("b", [3], [5]), 0),
+        ((match((0, False), request="c", computed=16),), given("b", [5], [3]), 1),
+        ((match((0, False), request="b", computed=16, engine=2),), given("b", [5], [3]), 1),
+        ((given("b", [3], [6]), given("c", [6], [7])), given("d", [3], [7]), 4),
+    ],
+)
+def test_block_that_a_running_request_no_longer_has_is_one_that_its_window_left(
+    between: tuple[Event, ...], later: Event, count: int
+) -> None:
+    """Not of one that ended or was preempted, and not one that is shared, as blocks of a local hit are."""
+    null = given("a", [0], [0])
+    assert witness("HMA-11", null, FIRST, *between, later, compared(16)) == count
+    assert witness("HMA-11", null, FIRST, *between, later) == 0, "nothing was loaded that could have been wrong"

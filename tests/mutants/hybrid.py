@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from kvconform.reference import hybrid_file_store
+from kvconform.reference._file_store_messages import FileStoreMetadata
 from kvconform.reference._file_store_scheduler import SchedulerSide
 from kvconform.reference.hybrid_file_store import HybridFileStoreConnector
 
@@ -40,6 +41,22 @@ class LoadsOtherGroup(HybridFileStoreConnector):
         self.bind_connector_metadata(replace(metadata, groups=tuple(replace(g, blocks=first) for g in metadata.groups)))
         super().start_load_kv(forward_context, **kwargs)
         self.bind_connector_metadata(metadata)
+
+
+class SavesWindowsLater(HybridFileStoreConnector):
+    """A save is put off for a step, and the window has given its block away by then (bug 58, vllm#42959, R12, R32)."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._put_off: dict[int, FileStoreMetadata] = {}
+
+    def wait_for_save(self) -> None:
+        for group, worker, now in zip(self._groups, self._worker_sides(), self._step_metadata().groups, strict=True):
+            due: FileStoreMetadata | None = now
+            if group.window is not None:
+                due, self._put_off[group.index] = self._put_off.get(group.index), now
+            if due is not None:
+                worker.save(due)
 
 
 class LoadsNullBlocks(HybridFileStoreConnector):
