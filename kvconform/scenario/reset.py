@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario.program import (
+    Abort,
     Action,
     Add,
     Drain,
@@ -88,13 +89,18 @@ def _without_pauses(program: Program) -> Program:
 
 
 def _paused(what: Literal["new", "all"], before: int, length: int, options: EngineOptions) -> Program:
-    """Paused with requests waiting, loading and running."""
+    """Paused with requests waiting, loading and running, of which one is aborted in the pause.
+
+    While everything is paused the engine takes a step only to tell of requests that ended (Scheduler.has_requests,
+    0.32.0): one that schedules nothing, with others still running.
+    """
     prompt = ((1, length),)
     actions: list[Action] = [
         Add(RequestSpec("store", prompt)), Drain(), ForgetLocal(),
         Add(RequestSpec("running", ((2, 2 * BLOCK + 1),), 8)), Step(2),
-        Add(RequestSpec("reload", prompt, 3)), *([Step(before)] if before else []),
-        Pause(what), Step(3), Add(RequestSpec("late", ((3, BLOCK + 2),), 2)), Step(2), Resume(), Drain(),
+        Add(RequestSpec("reload", prompt, 3)), Add(RequestSpec("leaves", ((4, BLOCK + 2),), 8)),
+        *([Step(before)] if before else []), Pause(what), Abort("leaves"), Step(3),
+        Add(RequestSpec("late", ((3, BLOCK + 2),), 2)), Step(2), Resume(), Drain(),
         ForgetLocal(), Add(RequestSpec("again", prompt, 2)), Drain(),
     ]  # fmt: skip
     return Program("pause", options, tuple(actions))
