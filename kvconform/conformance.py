@@ -22,7 +22,7 @@ from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig
 from kvconform.engine.history import EngineRaised, History, NeverIdle, Unsimulated, WrongBytes
-from kvconform.engine.options import ConnectorSpec, EngineOptions, below_multi_connector
+from kvconform.engine.options import STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
 from kvconform.engine.protocol import Engine
 from kvconform.filling_in import engine_environment, expand_freshly
 from kvconform.isolation.leftovers import Leftover, leftovers
@@ -109,7 +109,10 @@ class Conformance:
             spec = replace(spec, env=engine_environment(self.config, directory))
             if options.place:
                 (directory / "sibling").mkdir(exist_ok=True)
-                spec = below_multi_connector(spec, self.connector_spec(directory / "sibling"), options.place)
+                sibling = self.connector_spec(directory / "sibling")
+                if options.sibling == "stranger":
+                    sibling = ConnectorSpec(*STRANGER, sibling.kv_role)
+                spec = below_multi_connector(spec, sibling, options.place)
             return VllmEngine(options, spec, history, provenance, number, self.config.resolved_device, patience)
 
         try:

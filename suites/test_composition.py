@@ -45,3 +45,19 @@ def test_statistics_of_a_child_are_known_to_the_front_end(
     """MultiConnector finds its children's classes by their registered names, and metrics of those that count."""
     conformance.demand_capability("stats")
     conformance.judge(request, composition.reload("first"))
+
+
+@pytest.mark.kvconform_rules("MUL-04")
+def test_handshake_metadata_of_another_class_is_ignored(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """A child ignores handshake metadata that is not its own."""
+    conformance.judge(request, composition.beside_a_stranger())
+
+
+@pytest.mark.kvconform_rules("MUL-12")
+def test_child_copes_with_parameters_that_a_sibling_has_changed(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """A child copes with kv_transfer_params that a sibling has changed since it last looked."""
+    conformance.judge(request, composition.beside_a_stranger())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from kvconform.checks.asynchronous_lives import REPORT_HOOKS, reported
 from kvconform.checks.calls import failed_blocks, is_asynchronous, is_held, offered, raised
-from kvconform.checks.model import Check, Finding
+from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import FINISH_HOOKS, ChildCall, EngineRaised, Event, History, HookCall
+from kvconform.engine.history import FINISH_HOOKS, ChildCall, EngineRaised, EngineStarted, Event, History, HookCall
 
 _Found = tuple[str, str, str, Event, str]
 
@@ -93,6 +93,9 @@ def _raised(child: _Child, event: ChildCall, request: str) -> Iterator[_Found]:
             f"0 tokens are taken for {request}, for which a sibling was chosen although the child had offered some"
         )
         yield "MUL-10", expected, raised(call), event, request
+    elif _is_strange(call):
+        expected = "handshake metadata of another child's class is ignored"
+        yield "MUL-04", expected, raised(call), event, ""
 
 
 def _reports(child: _Child, event: ChildCall) -> Iterator[_Found]:
@@ -144,6 +147,28 @@ def _passed_over(history: History) -> Mapping[str, int]:
     return {"offers for which a sibling was chosen": over if external_tokens(history) else 0}
 
 
+def _is_strange(call: HookCall) -> bool:
+    """Whether a child was given handshake metadata of the stranger's."""
+    return "StrangersHandshake" in call.args.get("classes", ())
+
+
+def _foreign_handshakes(history: History) -> Mapping[str, int]:
+    given = [event.call for event in history.of(ChildCall) if _is_strange(event.call)]
+    return {"deliveries of another child's metadata": sum(call.error is None for call in given)}
+
+
+def _changed_requests(history: History) -> Mapping[str, int]:
+    beside = {event.engine for event in history.of(EngineStarted) if event.sibling == "stranger"}
+    ended = (event for event in history.of(ChildCall) if event.call.hook in FINISH_HOOKS and event.engine in beside)
+    count = len({(event.engine, event.call.args["request"]) for event in ended})
+    return {"requests whose parameters a sibling changed": count if external_tokens(history) else 0}
+
+
+def rule_beside_a_stranger(_: History, finding: Finding) -> str:
+    """The rule of a symptom that shows beside a child of another class only."""
+    return finding.rule if finding.rule.startswith("MUL-") else "MUL-12"
+
+
 def rule_of(_: History, finding: Finding) -> str:
     """The rule of a symptom that shows below MultiConnector only."""
     chapter = finding.rule.partition("-")[0]
@@ -166,6 +191,10 @@ CHECKS = (
     ),
     Check("MUL-07", _found("MUL-07"), _counted("outputs", lambda c: c.updates), "no output of a step was taken"),
     Check("MUL-10", _found("MUL-10"), _passed_over, _NOT_CHOSEN),
+    Check("MUL-04", _found("MUL-04"), _foreign_handshakes, "no handshake metadata of another class was delivered"),
+    Check(
+        "MUL-12", no_finding, _changed_requests, "nothing was loaded beside a child that changes requests' parameters"
+    ),
 )
 
 #: What goes wrong afterwards follows from it.

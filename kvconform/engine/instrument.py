@@ -221,7 +221,10 @@ def describe_arguments(hook: str, args: tuple[Any, ...], kwargs: dict[str, Any])
     if hook == "start_load_kv":
         return {"attn_metadata": getattr(args[0], "attn_metadata", None) is not None, "keywords": sorted(kwargs)}
     if hook in ("set_xfer_handshake_metadata", "set_xfer_handshake_metadata_pp_aware"):
-        return {"ranks": sorted(map(str, args[0]))}
+        return {
+            "ranks": sorted(map(str, args[0])),
+            "classes": sorted({type(each).__name__ for each in args[0].values()}),
+        }
     if hook == "register_kv_caches":
         return {"layers": sorted(args[0])}
     if hook == "build_connector_meta":

@@ -13,6 +13,9 @@ Crossing = Literal["pickle", "reference"]
 PATIENCE = 3.0
 #: Where below MultiConnector: it asks its children in order, and the first one that offers something loads.
 Place = Literal["", "first", "last"]
+#: Beside whom: another instance of the class, or a connector of the kit that shares nothing with it but the interface.
+Sibling = Literal["twin", "stranger"]
+STRANGER = "StrangerConnector", "kvconform.engine.stranger"
 HookOrder = Literal["vllm", "loads first", "bound first", "never cleared"]
 
 
@@ -65,7 +68,8 @@ class EngineOptions:
     ``workers`` are the tensor-parallel ranks of one engine; their outputs go through vLLM's KVOutputAggregator. The
     completions of the last of them reach it ``late_steps`` steps later, as if its transfers were slower.
 
-    ``place`` puts the connector below MultiConnector, with a sibling of its class that has a store of its own.
+    ``place`` puts the connector below MultiConnector, with a ``sibling``: a twin, of its class and with a store of its
+    own, or a stranger.
 
     ``drafts`` tokens per decode step are proposed by a draft model, of which the target accepts some: speculative
     decoding, with as many slots reserved for the draft model to look ahead.
@@ -85,6 +89,7 @@ class EngineOptions:
     late_steps: int = 0
     hook_order: HookOrder = "vllm"
     place: Place = ""
+    sibling: Sibling = "twin"
     drafts: int = 0
     load_failure_policy: Literal["recompute", "fail"] = "recompute"
     enable_prefix_caching: bool = True

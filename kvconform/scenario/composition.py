@@ -1,4 +1,4 @@
-"""Scenario families below vLLM's MultiConnector, with a sibling of the same class and a store of its own."""
+"""Scenario families below vLLM's MultiConnector, with a sibling of the same class or of a strange one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from kvconform.checks.composition import rule_of
+from kvconform.checks.composition import rule_beside_a_stranger, rule_of
 from kvconform.engine.options import EngineOptions, Place
 from kvconform.scenario.program import Action, Add, BreakStore, Drain, ForgetLocal, Program, RequestSpec, Step
 from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt, store_then_reload
@@ -47,6 +47,30 @@ def reload(place: Place) -> Family:
     actions = (*store_then_reload(_PROMPTS, 3), ForgetLocal(), *together)
     programs = tuple(Program("below MultiConnector", options, actions) for options in _options(place))
     return _family("below MultiConnector", programs)
+
+
+def beside_a_stranger() -> Family:
+    """A sibling with handshake metadata of its own kind, and with an entry of its own in every request's parameters."""
+    programs = tuple(
+        Program("beside a stranger", EngineOptions(runner=runner, place=place, sibling="stranger"), tuple(actions))
+        for actions in (store_then_reload(_PROMPTS, 3),)
+        for runner, place in zip(RUNNERS, PLACES, strict=True)
+    )
+    drawn = st.builds(
+        lambda program, lengths: replace(
+            program, actions=tuple(store_then_reload([((i, n),) for i, n in enumerate(lengths)], 2))
+        ),
+        st.sampled_from(programs),
+        st.lists(st.integers(1, 4 * BLOCK), min_size=1, max_size=3),
+    )
+
+    def control(program: Program) -> Program:
+        return replace(program, options=replace(program.options, sibling="twin"))
+
+    return Family(
+        "beside a stranger", "MUL-12", programs, drawn, "a sibling of another class", control,
+        keeps=frozenset({"MUL-04"}), alike=_ALONE | {"ORDER-05"}, sort=rule_beside_a_stranger, general=reload("last"),
+    )  # fmt: skip
 
 
 def failed_loads(place: Place) -> Family:

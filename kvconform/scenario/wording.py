@@ -49,6 +49,9 @@ def program_lines(program: Program) -> list[str]:
     return text
 
 
+_SIBLINGS = {"twin": "two of its class", "stranger": "one of another class beside it"}
+
+
 def describe_options(options: EngineOptions) -> str:
     """One line: cache shape, token budget, runner."""
     return (
@@ -59,7 +62,11 @@ def describe_options(options: EngineOptions) -> str:
         + (f", speculative decoding with {options.drafts} drafts a step" if options.drafts else "")
         + ("" if options.workers == 1 else f", {options.workers} workers")
         + (f", the last one's completions {options.late_steps} steps late" if options.late_steps else "")
-        + ("" if not options.place else f", the {options.place} child of a MultiConnector with two of its class")
+        + (
+            ""
+            if not options.place
+            else f", the {options.place} child of a MultiConnector with {_SIBLINGS[options.sibling]}"
+        )
         + ("" if options.hook_order == "vllm" else f", hook order: {options.hook_order}")
         + ("" if options.model == "model" else f", model {options.model}")
     )

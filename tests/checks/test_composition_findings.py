@@ -8,8 +8,8 @@ import pytest
 from histories import alloc, broken, compared, history, match, raised, witness
 
 from kvconform.checks import Finding
-from kvconform.checks.composition import rule_of
-from kvconform.engine.history import ChildCall, Event, HookCall
+from kvconform.checks.composition import rule_beside_a_stranger, rule_of
+from kvconform.engine.history import ChildCall, EngineStarted, Event, HookCall
 
 
 def child(call: HookCall) -> ChildCall:
@@ -102,3 +102,33 @@ def test_blocks_that_only_the_whole_reports_are_a_siblings() -> None:
 )
 def test_symptom_below_multi_connector_gets_the_rule_of_its_kind(rule: str, at: Event, expected: str) -> None:
     assert rule_of(history(), Finding(rule, "right", "wrong", at, symptom=True)) == expected
+
+
+def handshake(*classes: str, error: str | None = None) -> ChildCall:
+    args = {"ranks": ["(0, 0)"], "classes": list(classes)}
+    return child(HookCall(1, 0, "scheduler", "set_xfer_handshake_metadata_pp_aware", args, None, error, "vendor.py:7"))
+
+
+def test_child_that_raises_over_another_classes_handshake_metadata() -> None:
+    assert broken(handshake("StrangersHandshake", error="AttributeError: port")) == ["MUL-04"]
+    # Its own kind, or none, is no matter of siblings.
+    assert "MUL-04" not in broken(handshake("Address", error="OSError: port in use"))
+    assert "MUL-04" not in broken(handshake(error="KeyError: 0"))
+
+
+def test_deliveries_of_another_classes_metadata_count_if_they_are_taken() -> None:
+    assert witness("MUL-04", handshake("StrangersHandshake"), handshake("Address"), handshake()) == 1
+    assert witness("MUL-04", handshake("StrangersHandshake", error="AttributeError: port")) == 0
+
+
+def test_requests_count_as_changed_beside_a_stranger_and_when_bytes_were_compared() -> None:
+    beside = EngineStarted(1, 0, (16,), "recompute", sibling="stranger")
+    ended = child(finished(1, held=False))
+    assert witness("MUL-12", beside, ended, ended, compared(16)) == 1
+    assert witness("MUL-12", beside, ended) == 0
+    assert witness("MUL-12", EngineStarted(1, 0, (16,), "recompute", sibling="twin"), ended, compared(16)) == 0
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("LOAD-01", "MUL-12"), ("ORDER-05", "MUL-12"), ("MUL-04", "MUL-04")])
+def test_symptom_beside_a_stranger_only_is_about_what_strangers_change(rule: str, expected: str) -> None:
+    assert rule_beside_a_stranger(history(), Finding(rule, "right", "wrong", Event(1, 1), symptom=True)) == expected

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 
 from kvconform.reference._async_messages import LoadJob
 from kvconform.reference.async_file_store import AsyncFileStoreConnector
@@ -74,3 +77,38 @@ class KnowsEveryLoad(AsyncFileStoreConnector):
             if request not in self._scheduler_side()._loads:
                 raise KeyError(request)
         super().update_connector_output(connector_output)
+
+
+@dataclass(frozen=True)
+class Address(KVConnectorHandshakeMetadata):
+    """Where a worker listens."""
+
+    port: int
+
+
+class ListensToEverybody(FileStoreConnector):
+    """R33: whatever handshake metadata comes is an address."""
+
+    def get_handshake_metadata(self) -> Address:
+        return Address(7)
+
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
+        self._ports = {rank: address.port for rank, address in metadata.items()}
+
+
+class LooksOnce(FileStoreConnector):
+    """R33, R1: a request that had no transfer parameters when it was matched has none later, it thinks."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._plain: set[str] = set()
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        if request.kv_transfer_params is None:
+            self._plain.add(request.request_id)
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if request.request_id in self._plain and request.kv_transfer_params is not None:
+            raise ValueError(f"{request.request_id} had no transfer parameters")
+        super().update_state_after_alloc(request, blocks, num_external_tokens)

@@ -184,7 +184,9 @@ class VllmEngine:
         recurrent = tuple(sorted({layer.group for layer in workers[0].memory.layers.values() if layer.recurrent}))
         if recurrent:
             note_divergent_hits(self.scheduler.kv_cache_manager, self._note_divergent_hit)
-        self.history.add(EngineStarted(self.number, 0, sizes, self.options.load_failure_policy, recurrent))
+        sibling = self.options.sibling if self.options.place else ""
+        policy = self.options.load_failure_policy
+        self.history.add(EngineStarted(self.number, 0, sizes, policy, recurrent, sibling))
 
     def _note_divergent_hit(self, request_id: str, tokens: int) -> None:
         self.history.add(DivergentHit(self.number, self.steps, request_id, tokens))
