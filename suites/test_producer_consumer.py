@@ -99,7 +99,7 @@ def test_consumer_that_needs_nothing_tells_the_producer(
     judge(conformance, request, producer_consumer.not_needed())
 
 
-@pytest.mark.kvconform_rules("ASYNC-09")
+@pytest.mark.kvconform_rules("ASYNC-09", "ASYNC-01")
 def test_load_of_an_aborted_request_is_reported(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """A request that is aborted while it loads from its producer is reported as received, and only so."""
     judge(conformance, request, producer_consumer.aborted_load())
