@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from busy import Busyness
 from subjects import ROOT, label, run_python
+
+from kvconform.bench.busy import Busyness
 
 SUITE = str(ROOT / "suites" / "test_transfer.py")
 CONNECTOR = "--kvconform=kvconform.reference.file_store:FileStoreConnector"

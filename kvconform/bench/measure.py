@@ -162,12 +162,15 @@ class Measuring:
         return (time.perf_counter_ns() - start) / 1e9
 
     def _steps(self, request_id: str, scheduled: Callable[[Any], None] = lambda _: None) -> Iterator[Stepped]:
-        """Step until idle; each step is handed out once the device has caught up."""
+        """Step until idle. Patience is for waiting only: a hook that takes its time has the process' limit."""
         limit = time.monotonic() + self._patience
         while self._engine.busy():
-            yield self._engine.step(scheduled)
             if time.monotonic() > limit:
                 raise Stuck(f"the transfers of {request_id} did not end within {self._patience:g} s")
+            stepped = self._engine.step(scheduled)
+            if stepped.scheduled:
+                limit = time.monotonic() + self._patience
+            yield stepped
 
     def _settled(self, call: Call) -> int:
         """When a call's work was done: on a device, once that has caught up."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvconform.bench.figures import Cost, Measured, Measurement, Rate, When
+from kvconform.bench.plan import HYBRID
 from kvconform.report.document import plural
 
 #: How a figure is marked whose rounds lie far from each other.
@@ -78,6 +79,8 @@ def remarks(measurement: Measurement) -> Iterator[str]:
     if loads:
         ways = {"asynchronous" if case.asynchronous_load else "synchronous" for case in loads}
         yield f"Loads were {' and '.join(sorted(ways))}."
+    if HYBRID in some:
+        yield f"{HYBRID}: of a sliding window only the blocks that a load needs count, for the save too."
     if any(case.held_for_save for case in _measured(measurement)):
         yield "A save ends when the connector lets go of the request, of its blocks, and has no work left."
 

@@ -83,6 +83,14 @@ class NeverSaved(OffersNothing):
         return True, None
 
 
+class SavesSlowly(HostOffloadConnector):
+    """Takes its time in a hook, which is no transfer that does not end."""
+
+    def wait_for_save(self) -> None:
+        time.sleep(0.1)
+        super().wait_for_save()
+
+
 class EndsItsProcess(OffersNothing):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         os._exit(3)

@@ -113,3 +113,9 @@ def test_a_set_up_that_is_refused_is_said_so(measure: Measure) -> None:
 def test_a_save_that_never_ends_is_given_up(measure: Measure) -> None:
     found = measure("NeverSaved", "planted_speeds", transfer_timeout=0.2)
     assert found.problem == "the transfers of store1 did not end within 0.2 s"
+
+
+def test_a_hook_that_takes_longer_than_the_patience_with_transfers_is_measured(measure: Measure) -> None:
+    found = measure("SavesSlowly", "planted_speeds", transfer_timeout=0.05)
+    assert not found.problem
+    assert 0 < found.save.bytes_per_second <= 2 * BLOCK / 0.1

@@ -111,6 +111,12 @@ def test_without_a_figure_there_is_a_dash_and_a_sentence_and_no_plot_of_memcpy_a
     assert [chart.unit for chart in charts(NOTHING)] == ["s"]
 
 
+def test_what_counts_of_a_sliding_window_is_said_where_one_was_measured() -> None:
+    window = "hybrid: of a sliding window only the blocks that a load needs count, for the save too."
+    assert window not in remarks(MEASURED)
+    assert window in remarks(replace(MEASURED, cases=(case("hybrid", 8, 1.0),)))
+
+
 def test_a_note_of_some_cases_names_them() -> None:
     few = replace(MEASURED.cases[1], load=replace(MEASURED.cases[1].load, note="32 of 64 blocks came back"))
     said = list(remarks(replace(MEASURED, cases=(MEASURED.cases[0], few))))
