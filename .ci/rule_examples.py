@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "mutants"))
 
 from kill_matrix import run  # noqa: E402
-from matrix_entries import HERE, Entry, Outcome, of_this_release, read_entries  # noqa: E402
+from matrix_entries import HERE, Entry, Outcome, read_entries  # noqa: E402
 
 from kvconform.rules import load_catalogue  # noqa: E402
 from kvconform.rules.examples import Example, load_examples  # noqa: E402
@@ -79,7 +79,7 @@ def choose(entries: Iterable[Entry], wanted: Sequence[str]) -> list[Entry]:
     """For each rule the mutant that breaks the fewest rules beside it; one that does for several is run once."""
     chosen: list[Entry] = []
     for rule in wanted:
-        fitting = [entry for entry in entries if rule in of_this_release(entry.breaks)]
+        fitting = [entry for entry in entries if rule in entry.expected]
         if fitting:
             best = min(fitting, key=lambda entry: (entry not in chosen, len(entry.breaks)))
             chosen += [] if best in chosen else [best]

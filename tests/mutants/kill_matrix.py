@@ -13,7 +13,8 @@
 Entries stand in ``tests/mutants/*.toml``: ``[[mutant]]`` with ``connector`` ("file:Class", a file of this folder),
 ``breaks`` (rule ids), ``bug`` and ``suites``; ``[[odd]]`` with a file of ``tests/odd``; ``[[reference]]`` with a SPEC,
 on all suites unless it names some.
-``settings`` is kv_connector_extra_config, ``capabilities`` what the run declares, ``device`` where the KV caches are.
+``settings`` is kv_connector_extra_config, ``capabilities`` what the run declares, ``device`` where the KV caches are,
+``until`` the last release on which a mutant breaks its rules.
 Entries for a device that is not there are listed as not run, and count for nothing. The exit code is 1 if anything is
 not as the entries say: a mutant not caught, or caught by too few or too many rules, or an innocent one accused.
 """
@@ -38,7 +39,7 @@ from pathlib import Path
 
 import click
 from matrix_book import book, figures
-from matrix_entries import HERE, ODD, ROOT, SUITES, Entry, Outcome, of_this_release, read_entries
+from matrix_entries import HERE, ODD, ROOT, SUITES, Entry, Outcome, read_entries
 from rich.console import Console
 from rich.table import Table
 
@@ -62,13 +63,13 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """
     elsewhere = [entry for entry in entries if entry.kind == "mutant" and not is_here(entry.device)]
     mutants = [entry for entry in entries if entry.kind == "mutant" and entry not in elsewhere]
-    lacking = {rule for entry in mutants for rule in of_this_release(entry.breaks)}
+    lacking = {rule for entry in mutants for rule in entry.expected}
     chosen: list[Entry] = []
     while lacking:
         # The first of those that break most: greedy, and the same every time.
-        best = max(mutants, key=lambda entry: len(lacking & entry.breaks))
+        best = max(mutants, key=lambda entry: len(lacking & entry.expected))
         chosen.append(best)
-        lacking -= best.breaks
+        lacking -= best.expected
     used: Counter[str] = Counter()
     for entry in entries:
         if entry.kind == "odd":

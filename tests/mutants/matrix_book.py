@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from matrix_entries import SUITES, Outcome, of_this_release
+from matrix_entries import SUITES, Outcome
 
 from kvconform.report.suite_tests import rules_by_test
 from kvconform.rules import load_catalogue
@@ -40,7 +40,7 @@ def figures(outcomes: Iterable[Outcome]) -> Figures:
     """Count."""
     everything = list(outcomes)
     done = [outcome for outcome in everything if not outcome.not_run]
-    mutants = [outcome for outcome in done if of_this_release(outcome.entry.breaks)]
+    mutants = [outcome for outcome in done if outcome.entry.expected]
     innocent = [outcome for outcome in done if outcome.entry.kind != "mutant"]
     killed = {rule for outcome in mutants for rule in outcome.broken & outcome.entry.breaks}
     checked = {rule for rules in rules_by_test(SUITES).values() for rule in rules}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
 from kvconform.reference._host_stats import HostOffloadStats
 from kvconform.reference.host_offload import HostOffloadConnector
 
@@ -139,3 +141,15 @@ class MakesItsOwnMetrics(HostOffloadConnector):
 
 class NobodyKnowsItsName(HostOffloadConnector):
     """R28, R33: has statistics, and the factory has never heard of the class."""
+
+
+class HasNoMetrics(HostOffloadConnector):
+    """vllm#43828, bugs 151 (R28, R33): has statistics and no Prometheus metrics, on which MultiConnector insists."""
+
+    @classmethod
+    def build_prom_metrics(cls, *args: Any) -> None:
+        return None
+
+
+if "HasNoMetrics" not in KVConnectorFactory._registry:
+    KVConnectorFactory.register_connector("HasNoMetrics", __name__, "HasNoMetrics")
