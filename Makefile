@@ -21,7 +21,7 @@ PINNED_OFFLOAD := kvconform.reference.pinned_offload:PinnedOffloadConnector
 PYTEST_ARGS ?=
 # Processes that make test and make matrix use
 JOBS ?= 2
-# Options for make matrix, e.g. MATRIX_ARGS="--only failures:"
+# Options for make matrix and make matrix-all, e.g. MATRIX_ARGS="--only failures:" or "--resume kept.jsonl"
 MATRIX_ARGS ?=
 # Options for make differential, e.g. DIFFERENTIAL_ARGS="--only failures:" or "--sample 40"
 DIFFERENTIAL_ARGS ?=
@@ -71,8 +71,8 @@ releases: $(STAMPS)/kvconform $(STAMPS)/vllm $(OVERLAY)/.installed ## Run the su
 matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be caught, legal connectors must pass
 	$(BIN)/python tests/mutants/kill_matrix.py --cover --jobs=$(JOBS) $(MATRIX_ARGS)
 
-matrix-all: $(STAMPS)/dev $(STAMPS)/vllm ## All mutants, and the matrix in the docs written anew
-	$(BIN)/python tests/mutants/kill_matrix.py --jobs=$(JOBS) --book=docs/kill_matrix.md
+matrix-all: $(STAMPS)/dev $(STAMPS)/vllm ## All mutants and legal connectors, and the matrix in the docs written anew
+	$(BIN)/python tests/mutants/kill_matrix.py --narrow --jobs=$(JOBS) --book=docs/kill_matrix.md $(MATRIX_ARGS)
 
 differential: $(STAMPS)/dev $(STAMPS)/vllm ## All connectors of the matrix on vLLM and on the engine embedded: what differs
 	$(BIN)/python tests/embedded/differential.py --jobs=$(JOBS) $(DIFFERENTIAL_ARGS)

@@ -289,7 +289,7 @@ def main(
     spent = f"{time.monotonic() - started:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processor time"
     console.print(f"{figures(outcomes)} ({spent})")
     if book_file is not None:
-        book_file.write_text(book(outcomes), encoding="utf-8")
+        book_file.write_text(book(outcomes, narrow=narrow or covering), encoding="utf-8")
     sys.exit(any(outcome.complaint for outcome in outcomes))
 
 

@@ -59,13 +59,17 @@ def figures(outcomes: Iterable[Outcome]) -> Figures:
     )
 
 
-def book(outcomes: Sequence[Outcome]) -> str:
-    """The matrix as Markdown: a row per connector, then the rules with the mutants that kill them."""
+def book(outcomes: Sequence[Outcome], *, narrow: bool = False) -> str:
+    """The matrix as Markdown: a row per connector, then the rules with the mutants that kill them.
+
+    ``narrow`` says that each mutant was tried on the tests of its rules only.
+    """
     numbers = figures(outcomes)
     lines = [
         "# Kill matrix", "",
         "Written by `make matrix-all`. Every mutant is a connector with one defect; the suites have to find exactly",
-        "the rules that it breaks, and nothing against a legal connector.", "",
+        "the rules that it breaks, and nothing against a legal connector. "
+        + (_NARROW if narrow else "Each was tried on the suites of its entry."), "",
         "| figure | |", "|---|---|",
         f"| mutants caught | {numbers.caught} of {numbers.mutants} ({_share(numbers.caught, numbers.mutants)}) |",
         f"| by exactly their rules | {numbers.exact} of {numbers.mutants} ({_share(numbers.exact, numbers.mutants)}) |",
@@ -92,6 +96,12 @@ def book(outcomes: Sequence[Outcome]) -> str:
     if numbers.rules_elsewhere:
         lines += [f"Only by mutants that were not run here: {', '.join(numbers.rules_elsewhere)}.", ""]
     return "\n".join(lines)
+
+
+_NARROW = (
+    "Each mutant was tried on the tests of\nthe rules that it breaks, odd connectors on the suites of their entries, "
+    "references on all suites."
+)
 
 
 def _share(part: int, whole: int) -> str:
