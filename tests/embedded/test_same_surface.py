@@ -29,6 +29,7 @@ DIFFERENCES = {
     "vllm.platforms.interface.Platform insert_blocks_to_device": "only CUDA platforms of vLLM have it",
     "vllm.platforms.interface.Platform swap_out_blocks_to_host": "only CUDA platforms of vLLM have it",
     "vllm.sampling_params.SamplingParams fields": "only what scheduling looks at",
+    "vllm.v1.kv_cache_interface.MambaSpec __init__": "making one says that recurrent layers are not simulated",
     "vllm.sampling_params.SamplingParams __init__": "only what scheduling looks at",
     "vllm.v1.attention.backend.AttentionBackend abstract": "there are no kernels",
     "vllm.v1.attention.backend.AttentionImpl abstract": "there are no kernels",
