@@ -51,7 +51,7 @@ class Nursery:
         self._control: socket.socket | None = None
         self._output: collections.deque[bytes] = collections.deque(maxlen=_OUTPUT_KEPT)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._prepared = False
+        self._preloaded = self._prepared = False
         #: Seconds that somebody has waited for it to be ready.
         self.waited = 0.0
         self._warming: threading.Thread | None = None
@@ -59,6 +59,9 @@ class Nursery:
 
     def warm_up(self) -> None:
         """Import everything now, in the background; what goes wrong is said by the first who needs it."""
+        # The process is started here and not in the thread: it ends with the thread that started it (PR_SET_PDEATHSIG).
+        with self._at_work:
+            self._spawn()
 
         def work() -> None:
             with contextlib.suppress(UsageError, OSError):
@@ -87,7 +90,18 @@ class Nursery:
     def _ready(self, *, engine: bool) -> None:
         with self._at_work:
             if self._process is None or self._process.poll() is not None:
-                self._launch()
+                self._spawn()
+            if not self._preloaded:
+                self._order(
+                    {
+                        "order": "preload",
+                        "device": self._device,
+                        "engine": self._engine,
+                        "sys_path": _search_path(),
+                        "hash_seed": os.environ.get(_SEED),
+                    }
+                )
+                self._preloaded = True
             if engine and not self._prepared:
                 answer = self._order({"order": "prepare", "device": self._device})
                 if "usage" in answer:
@@ -174,7 +188,11 @@ class Nursery:
         assert self._folder is not None, "nothing was started"
         return Path(self._folder.name) / "stacks.txt"
 
-    def _launch(self) -> None:
+    def _spawn(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._folder is not None:
+            self._folder.cleanup()
         self._folder = tempfile.TemporaryDirectory(prefix="kvconform-room-", ignore_cleanup_errors=True)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -192,16 +210,7 @@ class Nursery:
             target=_drain, args=(self._process.stdout, self._output), daemon=True, name="kvconform-output"
         )
         reader.start()
-        self._prepared = False
-        self._order(
-            {
-                "order": "preload",
-                "device": self._device,
-                "engine": self._engine,
-                "sys_path": _search_path(),
-                "hash_seed": os.environ.get(_SEED),
-            }
-        )
+        self._preloaded = self._prepared = False
 
     def _order(self, message: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
         control = self._control
