@@ -35,7 +35,7 @@ from kvconform.report.picturing import pictures_of
 from kvconform.rules import load_catalogue
 from kvconform.scenario import transfer
 from kvconform.scenario.capabilities import Demonstrator
-from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing
+from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words
 from kvconform.scenario.program import Program
 from kvconform.scenario.run import play
 from kvconform.scenario.transfer import Family
@@ -309,7 +309,7 @@ class Conformance:
             raise ConformanceFailure(text, rules=broken, pictures=pictures)
         if outcome.refused and not outcome.programs:
             self._demand_start()
-            raise NotApplicable(f"the connector refuses this set-up: {outcome.refused[0]}")
+            raise NotApplicable(refusal_words(outcome.refused[0]))
         for rule in rules:
             self._settle(request, rule, outcome, missing(rule))
         if not self.transfers_true_bytes and witness_rule(rules[0]) == "LOAD-01":

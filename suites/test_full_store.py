@@ -13,7 +13,7 @@ from kvconform.checks.full_store import keeps_newest, keeps_oldest, lost, promis
 from kvconform.conformance import Conformance
 from kvconform.outcomes import Inconclusive, NotApplicable
 from kvconform.scenario import full_store
-from kvconform.scenario.exploration import Refused
+from kvconform.scenario.exploration import Refused, refusal_words
 
 NOT_FULL = (
     f"the store is not full after {3 * full_store.ROUNDS} blocks: to have this looked at, give it a smaller capacity "
@@ -25,7 +25,7 @@ def _examined(conformance: Conformance, promises: full_store.Promises, rounds: i
     try:
         return conformance.examine(full_store.filled(rounds, promises))
     except Refused as error:
-        raise NotApplicable(f"the connector refuses this set-up: {error}") from None
+        raise NotApplicable(refusal_words(str(error))) from None
 
 
 def _demand_full_store(examination: Examination) -> None:

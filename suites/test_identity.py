@@ -10,7 +10,7 @@ from kvconform.isolation.nursery import Nursery
 from kvconform.isolation.reopening import reopen
 from kvconform.outcomes import NotApplicable
 from kvconform.scenario import identity
-from kvconform.scenario.exploration import Refused
+from kvconform.scenario.exploration import Refused, refusal_words
 from kvconform.scenario.identity import LookAlike
 from kvconform.scenario.program import Program
 
@@ -56,7 +56,7 @@ def test_engines_that_compute_other_kv_share_nothing_on_one_store(
     try:
         conformance.examine(Program("another set-up", identity.SET_UPS[what]))
     except Refused as error:
-        raise NotApplicable(f"the connector refuses this set-up: {error}") from None
+        raise NotApplicable(refusal_words(str(error))) from None
     conformance.judge(request, identity.other_set_up(what))
 
 
@@ -69,5 +69,5 @@ def test_process_with_another_hash_seed_finds_what_was_stored(
     try:
         reopened = reopen(conformance, otherwise_hashing, *identity.stored_and_asked_for())
     except Refused as error:
-        raise NotApplicable(f"the connector refuses this set-up: {error}") from None
+        raise NotApplicable(refusal_words(str(error))) from None
     conformance.conclude(request, *found_again(reopened))

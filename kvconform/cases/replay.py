@@ -21,7 +21,7 @@ from kvconform.isolation.nursery import Nursery
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
 from kvconform.report.masking import mask_settings
-from kvconform.scenario.exploration import Refused, bind_to_situation, missing
+from kvconform.scenario.exploration import Refused, bind_to_situation, missing, refusal_words
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
 from kvconform.target import Target, parse_target
@@ -109,7 +109,7 @@ def _play(case: Case, conformance: Conformance, command: str) -> Replay:
         examination = conformance.examine(case.program)
         examination, contrast = bind_to_situation(family, case.program, examination, conformance.examine)
     except Refused as error:
-        return Replay("NOT SHOWN", f"the connector refuses this set-up: {error}")
+        return Replay("NOT SHOWN", refusal_words(str(error)))
     except HungError as error:
         return _lost(case, hung_text(error, name, target=target, reproduce=command))
     except CrashedError as error:

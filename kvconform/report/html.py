@@ -46,7 +46,8 @@ MEANINGS = {
     "pass": "what the rule is about happened, and the rule was kept each time",
     "fail": "the rule was broken",
     "warn": "a rule that a connector SHOULD keep was broken",
-    "not applicable": "the connector does not claim it or refuses this set-up, or another vLLM release has the rule",
+    "not applicable": "the connector does not claim it or refuses this set-up, the engine lacks it, or another vLLM "
+    "release has the rule",
     "inconclusive": "what the rule is about did not happen, so nothing was shown",
     "timeout": "a scenario did not end in time",
     "crash": "a process ended during a scenario",

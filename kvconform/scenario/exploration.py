@@ -12,6 +12,7 @@ from functools import cache
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 
+from kvconform.api.runtime import STANDIN_WORDS
 from kvconform.checks import CHECKS_BY_RULE, Examination
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
@@ -61,6 +62,12 @@ class Outcome:
 
 class Refused(Exception):
     """The connector refused to start with this set-up; legal, with its own words."""
+
+
+def refusal_words(refusal: str) -> str:
+    """Why a set-up could not be tried, in a sentence that says who refused it."""
+    who = "this engine lacks what the set-up needs" if STANDIN_WORDS in refusal else "the connector refuses this set-up"
+    return f"{who}: {refusal}"
 
 
 # Plays a program and examines it; raises Refused.

@@ -8,8 +8,9 @@
 
 Both engines have to give the same verdict on each rule in each test and, for every program that the suites play, drawn
 ones included, the same findings and the same history: connector calls with the essentials of their arguments, what was
-scheduled, blocks, bytes. What is known to differ stands in ``differences.toml`` with the reason. The exit code is 1 for
-a difference that does not stand there, and for one that stands there and is gone.
+scheduled, blocks, bytes. What is known to differ stands in ``differences.toml`` with the reason, and so does what the
+engine 'embedded' has not got at all: its verdict is then "not applicable", in the words that stand there. The exit code
+is 1 for a difference that does not stand there, and for one that stands there and is gone.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from kvconform.api import vllm_version  # noqa: E402
 from kvconform.api.runtime import STANDIN_RELEASE  # noqa: E402
 from kvconform.isolation.codec import load_program  # noqa: E402
 from kvconform.rules import load_catalogue  # noqa: E402
-from kvconform.verdicts import RuleResult, judge  # noqa: E402
+from kvconform.verdicts import RuleResult, Verdict, judge  # noqa: E402
 
 LISTED = HERE / "differences.toml"
 ENGINES = ("vllm", "embedded")
@@ -92,7 +93,7 @@ class Said:
     verdicts: Mapping[str, Mapping[tuple[str, str], str]]
     programs: Mapping[str, Mapping[str, Mapping[str, Any]]]
     output: str
-    results: Sequence[RuleResult]
+    results: Sequence[RuleResult] = ()
 
 
 def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -129,7 +130,9 @@ def _verdict(result: RuleResult) -> str:
     return judge(result, load_catalogue().rule(result.rule).level).verdict.value
 
 
-def compare(batch: Sequence[Entry], narrow: bool, kept: Path | None = None) -> list[Compared]:
+def compare(
+    batch: Sequence[Entry], narrow: bool, kept: Path | None = None, absent: Sequence[Absent] = ()
+) -> list[Compared]:
     """Both engines on connectors of one group; what vLLM gave is added to ``kept``."""
     real, own = (ask(engine, batch, narrow) for engine in ENGINES)
     if kept is not None:
@@ -138,8 +141,9 @@ def compare(batch: Sequence[Entry], narrow: bool, kept: Path | None = None) -> l
     done, doubtful = [], []
     for entry in batch:
         compared = Compared(entry)
-        _compare_verdicts(compared, real, own)
-        doubtful.append(_compare_programs(compared, *(said.programs.get(entry.connector, {}) for said in (real, own))))
+        _compare_verdicts(compared, real, own, absent)
+        programs = [said.programs.get(entry.connector, {}) for said in (real, own)]
+        doubtful.append(_compare_programs(compared, programs[0], programs[1], absent))
         done.append(compared)
     _look_again([(compared, key) for compared, keys in zip(done, doubtful, strict=True) for key in keys[:LOOKED_AT]])
     for compared, keys in zip(done, doubtful, strict=True):
@@ -147,21 +151,29 @@ def compare(batch: Sequence[Entry], narrow: bool, kept: Path | None = None) -> l
     return done
 
 
-def _compare_verdicts(compared: Compared, real: Said, own: Said) -> None:
+def _compare_verdicts(compared: Compared, real: Said, own: Said, absent: Sequence[Absent]) -> None:
+    lacking = {
+        (_test(result), result.rule)
+        for result in own.results
+        if result.target == compared.entry.connector and any(each.words in result.message for each in absent)
+    }
     theirs, mine = (said.verdicts.get(compared.entry.connector, {}) for said in (real, own))
     for engine, verdicts, said in (("vllm", theirs, real), ("embedded", mine, own)):
         if not verdicts:
             compared.add("", engine, f"no verdict at all; pytest said:\n{said.output[-2000:]}")
     for test, rule in sorted({*mine, *theirs}):
         one, other = theirs.get((test, rule), "none"), mine.get((test, rule), "none")
-        if one != other:
+        if one != other and not (other == Verdict.NOT_APPLICABLE.value and (test, rule) in lacking):
             compared.add(rule, test, f"{one} on vllm, {other} on embedded")
     compared.rules = {rule for _, rule in theirs}
     compared.verdicts = len(theirs)
 
 
 def _compare_programs(
-    compared: Compared, real: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
+    compared: Compared,
+    real: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, Mapping[str, Any]],
+    absent: Sequence[Absent],
 ) -> list[str]:
     """Note what differs for certain; the programs whose findings or histories differ, for a closer look."""
     both = [key for key in real if key in own]
@@ -169,6 +181,8 @@ def _compare_programs(
     doubtful: list[str] = []
     for key in both:
         one, other = real[key], own[key]
+        if any(each.words in other["error"] for each in absent):
+            continue
         if one["error"] != other["error"]:
             compared.add("", _name(key), f"{one['error'] or 'ran'} on vllm, {other['error'] or 'ran'} on embedded")
         elif one != other:
@@ -219,6 +233,20 @@ class Listed:
         return {(self.connector, rule) for rule in self.rules or ("",)}
 
 
+@dataclass(frozen=True)
+class Absent:
+    """What the engine 'embedded' has not got; ``words`` are those of its refusal, which name the part of vLLM."""
+
+    what: str
+    words: str
+
+
+def read_absent(file: Path = LISTED) -> tuple[Absent, ...]:
+    """What is known to be missing."""
+    entries = tomllib.loads(file.read_text(encoding="utf-8")).get("absent", [])
+    return tuple(Absent(entry["what"], entry["words"]) for entry in entries)
+
+
 def read_listed(file: Path = LISTED) -> tuple[Listed, ...]:
     """The differences that are known."""
     entries = tomllib.loads(file.read_text(encoding="utf-8")).get("difference", [])
@@ -259,10 +287,11 @@ def main(only: str, sample: int, narrow: bool, kept: Path | None, jobs: int) -> 
     ]
     if sample:
         entries = [entry for entry in entries if entry.kind == "mutant"][::sample]
+    absent = read_absent()
     started = time.monotonic()
     done: list[Compared] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for results in pool.map(lambda batch: compare(batch, narrow or bool(sample), kept), batches(entries)):
+        for results in pool.map(lambda batch: compare(batch, narrow or bool(sample), kept, absent), batches(entries)):
             done += results
             for compared in results:
                 timed = f", {compared.timed} timed" if compared.timed else ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import differential
 import pytest
-from differential import Compared, Difference, Listed, Said, compare, complaints, read_listed
+from differential import Absent, Compared, Difference, Listed, Said, compare, complaints, read_absent, read_listed
 from matrix_entries import Entry
 
 from kvconform.isolation.codec import dump_program
 from kvconform.scenario import transfer
+from kvconform.verdicts import RuleResult, Verdict
 
 ENTRY = Entry("mutant", "saving:Some", frozenset({"SAVE-05"}))
 PROGRAM = json.dumps(dump_program(transfer.reload().examples[0]), sort_keys=True)
@@ -58,6 +60,30 @@ def test_another_history_is_a_difference_if_vllm_repeats_its_own(monkeypatch: py
     assert (found.timed, found.found) == (1, [])
 
 
+def test_what_the_engine_has_not_got_is_no_difference_where_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = (Absent("drafts", "SpeculativeConfig is not covered"),)
+
+    def found(verdict: Verdict, message: str, error: str) -> list[tuple[str, str]]:
+        told = RuleResult("SAVE-05", "saving:Some", verdict, nodeid="test_x", message=message)
+        own = Said(
+            {"saving:Some": {("test_x", "SAVE-05"): verdict.value}},
+            {"saving:Some": {PROGRAM: {"error": error}}},
+            "",
+            (told,),
+        )
+        monkeypatch.setattr(differential, "ask", lambda engine, *_: said("fail") if engine == "vllm" else own)
+        (one,) = compare([ENTRY], narrow=True, absent=absent)
+        return [(difference.rule, difference.text) for difference in one.found]
+
+    words = "vllm.config.SpeculativeConfig is not covered by the stand-in"
+    assert found(Verdict.NOT_APPLICABLE, words, f"refused: {words}") == []
+    assert [rule for rule, _ in found(Verdict.NOT_APPLICABLE, "it does not declare it", f"refused: {words}")] == [
+        "SAVE-05"
+    ]
+    assert [rule for rule, _ in found(Verdict.PASS, words, f"refused: {words}")] == ["SAVE-05"]
+    assert [rule for rule, _ in found(Verdict.NOT_APPLICABLE, words, "refused: no such layout")] == [""]
+
+
 def test_the_list_is_held_both_ways() -> None:
     one = Compared(ENTRY, {"SAVE-05"}, found=[Difference("saving:Some", "SAVE-05", "test_x", "fail on vllm")])
     listed = Listed("saving:Some", ("SAVE-05",), "why")
@@ -71,3 +97,8 @@ def test_the_list_is_held_both_ways() -> None:
 def test_every_listed_difference_is_of_a_connector_of_the_matrix_and_has_a_reason() -> None:
     known = {entry.connector for entry in differential.read_entries()}
     assert all(entry.connector in known and entry.reason for entry in read_listed())
+
+
+def test_what_is_missing_is_said_in_words_that_name_a_part_of_vllm() -> None:
+    assert read_absent()
+    assert all(entry.what and re.match(r"vllm\.[\w.]+ is not covered$", entry.words) for entry in read_absent())

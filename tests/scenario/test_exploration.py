@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+from kvconform.api.runtime import STANDIN_WORDS
 from kvconform.checks import Examination, Finding
 from kvconform.engine.history import Event, History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario import exploration
-from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing
+from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words
 from kvconform.scenario.program import Add, Drain, Program, RequestSpec
 from kvconform.scenario.transfer import Family
 
@@ -275,3 +276,11 @@ def test_findings_of_other_rules_are_noted_and_passed_over() -> None:
 def test_what_was_missing_is_said_in_the_checks_words() -> None:
     assert missing("LOAD-03") == "no load was committed to"
     assert missing("META-07") == missing("LOAD-01")
+
+
+def test_a_refusal_says_who_refuses() -> None:
+    assert (
+        refusal_words("ValueError: no such layout") == "the connector refuses this set-up: ValueError: no such layout"
+    )
+    lacking = f"vllm.config.SpeculativeConfig is not covered by {STANDIN_WORDS}"
+    assert refusal_words(lacking) == f"this engine lacks what the set-up needs: {lacking}"
