@@ -24,7 +24,7 @@ from kvconform.engine.history import (
 LATE = 3
 _TAINTED = "computed on top of wrong KV"
 _Judged = tuple[str, Report, str, str, tuple[str, ...]]
-_Told = tuple[int, str, int, int]
+_Told = tuple[int, str, int, int, int]
 
 
 # -- reports ---------------------------------------------------------------------------------------------------------
@@ -43,20 +43,20 @@ def _judged(history: History) -> Iterator[_Judged]:
 
 
 def _judge_block(report: Report, block: int, told: set[_Told]) -> Iterator[_Judged]:
-    """``told`` are the blocks that were reported in time, each of its load."""
+    """``told`` are the blocks that were reported in time, each of its load, by each worker for itself."""
     filling = [load for load in report.loads if block in load.blocks]
-    open_now = [load for load in filling if load.open_at(report.step)]
+    open_now = [load for load in filling if load.open_at(report.step, report.rank)]
     if open_now:
-        told.update(_told(load, block) for load in open_now)
+        told.update(_told(load, block, report.rank) for load in open_now)
         return
-    again = [load for load in filling if _told(load, block) in told]
-    recent = [load for load in filling if _age(load, report.step) <= LATE]
-    behind = [load for load in report.loads if load.open_at(report.step) and block in load.local]
+    again = [load for load in filling if _told(load, block, report.rank) in told]
+    recent = [load for load in filling if _age(load, report) <= LATE]
+    behind = [load for load in report.loads if load.open_at(report.step, report.rank) and block in load.local]
     observed = f"get_block_ids_with_load_errors reported block {block}"
     if again:
         load = again[-1]
         expected = f"each failed block once: block {block} of {load.request}'s load was reported before"
-        yield "FAIL-01", report, expected, f"{observed} again, {_age(load, report.step)} steps later", (load.request,)
+        yield "FAIL-01", report, expected, f"{observed} again, {_age(load, report)} steps later", (load.request,)
     elif behind:
         load = behind[-1]
         expected = f"only blocks {_ids(load.blocks)}, which {load.request}'s load was to fill"
@@ -65,7 +65,7 @@ def _judge_block(report: Report, block: int, told: set[_Told]) -> Iterator[_Judg
         load = recent[-1]
         rule = "FAIL-02" if load.asynchronous else "FAIL-03"
         due = "the output with its finished_recving, at the latest" if load.asynchronous else "the step that loads it"
-        steps = _age(load, report.step)
+        steps = _age(load, report)
         late = f"{observed} {steps} step{'' if steps == 1 else 's'} too late"
         yield rule, report, f"a failure of {load.request}'s load in {due}", late, (load.request,)
     else:
@@ -73,13 +73,13 @@ def _judge_block(report: Report, block: int, told: set[_Told]) -> Iterator[_Judg
         yield "FAIL-04", report, expected, f"{observed}, which no load was to fill", ()
 
 
-def _told(load: Load, block: int) -> _Told:
-    return load.engine, load.request, load.step, block
+def _told(load: Load, block: int, rank: int) -> _Told:
+    return load.engine, load.request, load.step, block, rank
 
 
-def _age(load: Load, step: int) -> int:
-    """Worker steps since a report of this load was due."""
-    return step - (load.step if not load.asynchronous else load.received or load.step)
+def _age(load: Load, report: Report) -> int:
+    """Worker steps since this report of the load was due."""
+    return report.step - (load.step if not load.asynchronous else load.received_by(report.rank) or load.step)
 
 
 def _misreported(rule: str) -> Callable[[History], Iterator[Finding]]:
@@ -185,13 +185,13 @@ def _stuck_rule(history: History, stuck: NeverIdle, otherwise: str = "FAIL-20") 
         promised = {load.step for load in own}
         if len(promised) > LATE:
             return "FAIL-10"
-        if own and own[-1].asynchronous and own[-1].received is None:
+        if own and own[-1].asynchronous and not own[-1].received:
             return "FAIL-09" if request in _errors(history) else "FAIL-02"
     return otherwise
 
 
 def _failed(report: Report, load: Load) -> bool:
-    return load.open_at(report.step) and (
+    return load.open_at(report.step, report.rank) and (
         load.request in report.requests or not set(load.blocks).isdisjoint(report.blocks)
     )
 

@@ -72,7 +72,7 @@ def _left_in_the_cache(history: History) -> dict[tuple[int, int], int]:
         at = order[id(report.call)]
         for load in report.loads:
             failed = set(load.blocks) & set(report.blocks)
-            if load.asynchronous or not failed or not load.open_at(report.step):
+            if load.asynchronous or not failed or not load.open_at(report.step, report.rank):
                 continue
             end = next((index for index, requests in ends if index > at and load.request in requests), None)
             if end is None or load.engine != history.events[end].engine:

@@ -15,8 +15,8 @@ class Load:
     """One load that the scheduler committed to.
 
     ``blocks`` are those it fills, ``local`` those before them that came from the local prefix cache. ``step`` counts
-    the engine's schedules; a worker works on the n-th metadata in its n-th step. ``received`` is the worker step that
-    has reported an asynchronous load in finished_recving by then.
+    the engine's schedules; a worker works on the n-th metadata in its n-th step. ``received`` are (rank, step) of the
+    workers that have reported an asynchronous load in finished_recving by then: each does so when its own part is done.
     """
 
     engine: int
@@ -25,13 +25,18 @@ class Load:
     local: tuple[int, ...]
     asynchronous: bool
     step: int
-    received: int | None = None
+    received: tuple[tuple[int, int], ...] = ()
 
-    def open_at(self, step: int) -> bool:
-        """Whether a failure may be reported for it in the worker's n-th step."""
+    def received_by(self, rank: int) -> int | None:
+        """The step in which this worker reported it in finished_recving."""
+        return dict(self.received).get(rank)
+
+    def open_at(self, step: int, rank: int) -> bool:
+        """Whether this worker may report a failure for it in its n-th step."""
         if not self.asynchronous:
             return self.step == step
-        return self.step <= step and (self.received is None or step <= self.received)
+        received = self.received_by(rank)
+        return self.step <= step and (received is None or step <= received)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class Report:
     blocks: tuple[int, ...]
     requests: tuple[str, ...]
     loads: tuple[Load, ...]
+
+    @property
+    def rank(self) -> int:
+        """Of the worker."""
+        return self.call.rank
 
 
 @dataclass
@@ -113,8 +123,8 @@ def _results(engine: _Engine, call: HookCall, step: int) -> Iterator[Report]:
         yield Report(call, step, (), failed, tuple(engine.loads))
     for request in call.result.get("finished_recving") or ():
         engine.loads = [
-            replace(load, received=step)
-            if load.request == request and load.asynchronous and load.received is None
+            replace(load, received=(*load.received, (call.rank, step)))
+            if load.request == request and load.asynchronous and load.received_by(call.rank) is None
             else load
             for load in engine.loads
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,27 @@ def test_an_asynchronous_load_may_be_reported_in_parts_and_again_until_it_was_re
     loading = (*step(1, [1], load=48, asynchronous=True), *step(2, [1, 2]))
     assert rules(*loading, *step(3, [3], received=["r1"])) == []
     assert rules(*loading, *step(3, received=["r1"]), *step(4, [3])) == ["FAIL-02"]
+
+
+def of_rank(events: tuple[Event, ...], rank: int) -> tuple[Event, ...]:
+    """What another worker does in the same step."""
+    calls = [event for event in events if isinstance(event, HookCall) and event.role == "worker"]
+    return tuple(replace(call, rank=rank) for call in calls)
+
+
+def test_each_worker_reports_an_asynchronous_load_when_its_own_part_is_done() -> None:
+    """The other one's part may fail earlier and end the request; the blocks are the same ones."""
+    first = (*step(1, load=48, asynchronous=True), *of_rank(step(1, [3], received=["r1"]), 1))
+    assert rules(*first, *step(2, [2, 3], received=["r1"])) == []
+    late = of_rank(step(2, [2]), 1)
+    assert rules(*first, *step(2, received=["r1"]), *late) == ["FAIL-02"]
+    again = of_rank(step(2, [3]), 1)
+    assert rules(*first, *step(2, received=["r1"]), *again) == ["FAIL-01"]
+
+
+def test_a_synchronous_load_is_reported_by_each_worker_in_its_step() -> None:
+    assert rules(*step(1, [1], load=48), *of_rank(step(1, [1]), 1)) == []
+    assert rules(*step(1, [1], load=48), *of_rank(step(1), 1), *of_rank(step(2, [1]), 1)) == ["FAIL-03"]
 
 
 def test_failed_recving_is_for_asynchronous_loads() -> None:

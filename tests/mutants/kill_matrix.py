@@ -36,6 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 from matrix_book import book, figures
@@ -205,7 +206,7 @@ def run_pytest(
     lines.append("transfer_timeout = 3.0")
     if batch[0].peer_timeout:
         lines.append(f"peer_timeout = {batch[0].peer_timeout}")
-    extra = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in batch[0].settings.items()]
+    extra = [f"{json.dumps(key)} = {_toml(value)}" for key, value in batch[0].settings.items()]
     settings.write_text("\n".join([*lines, "[kv_connector_extra_config]", *extra, ""]), encoding="utf-8")
     verdicts = folder / "verdicts.json"
     wanted = {
@@ -237,6 +238,13 @@ def run_pytest(
     output = done.stdout + done.stderr
     data = json.loads(verdicts.read_text(encoding="utf-8")) if verdicts.exists() else []
     return output, [RuleResult.from_dict(entry) for entry in data]
+
+
+def _toml(value: Any) -> str:
+    """A setting as TOML, which writes all but tables as JSON does."""
+    if not isinstance(value, Mapping):
+        return json.dumps(value)
+    return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
 
 
 @click.command()
