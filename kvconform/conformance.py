@@ -241,7 +241,8 @@ class Conformance:
         if name in capabilities.OF_EVERY_CONNECTOR or name in self._detected or name in self.config.capabilities:
             return
         if name in capabilities.BY_CLASS_ALONE or not self.capability(name).exercised:
-            raise NotApplicable(capabilities.why_not(name))
+            beyond = self._demonstrator.beyond.get(name)
+            raise NotApplicable(refusal_words(beyond) if beyond else capabilities.why_not(name))
 
     def demand_streams(self) -> None:
         """Raises NotApplicable where the KV caches are in host memory."""

@@ -18,8 +18,8 @@ OLDEST_RELEASE = Version("0.29.0")
 NEWEST_TESTED_RELEASE = Version("0.33.0")
 # What the engine 'embedded' follows.
 STANDIN_RELEASE = "0.32.0"
-#: What it calls itself where it says that it lacks something.
-STANDIN_WORDS = "kvconform's stand-in for vLLM"
+#: How its refusals name it, whatever they are about.
+EMBEDDED_WORDS = "engine 'embedded'"
 
 # Set before vllm is imported, unless the user chose otherwise: no network, no log flood, loopback only, and the model
 # runner V2's output shape is chosen per scenario instead of by platform (0.33.0 flips the default on platforms that it

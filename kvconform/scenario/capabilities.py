@@ -20,7 +20,7 @@ from kvconform.scenario import (
     recurrent,
     transfer,
 )
-from kvconform.scenario.exploration import Play, Refused
+from kvconform.scenario.exploration import Play, Refused, is_of_the_engine
 from kvconform.scenario.program import Program
 
 #: Programs of one capability that may hang or crash before the others are left alone.
@@ -107,6 +107,8 @@ class Demonstrator:
 
     play: Play
     _lost: dict[str, str] = field(default_factory=dict)
+    #: Capabilities that the engine has not got what it takes to see, with its words.
+    beyond: dict[str, str] = field(default_factory=dict)
 
     def count(self, name: str) -> tuple[int, str]:
         """How often the first scenario that shows it did; if none does, what became of those without an end.
@@ -130,7 +132,9 @@ class Demonstrator:
         if key not in self._lost:
             try:
                 return self.play(program).capabilities.get(name, 0), ""
-            except Refused:
+            except Refused as error:
+                if is_of_the_engine(str(error)):
+                    self.beyond[name] = str(error)
                 return 0, ""
             except HungError as error:
                 self._lost[key] = f'the scenario "{program.name}" hung: {error}'

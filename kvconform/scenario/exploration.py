@@ -12,7 +12,7 @@ from functools import cache
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from kvconform.api.runtime import STANDIN_WORDS
+from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import CHECKS_BY_RULE, Examination
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
@@ -64,10 +64,16 @@ class Refused(Exception):
     """The connector refused to start with this set-up; legal, with its own words."""
 
 
+def is_of_the_engine(refusal: str) -> bool:
+    """Whether it was the engine that follows vLLM, which has not got everything, that refused a set-up."""
+    return EMBEDDED_WORDS in refusal
+
+
 def refusal_words(refusal: str) -> str:
     """Why a set-up could not be tried, in a sentence that says who refused it."""
-    who = "this engine lacks what the set-up needs" if STANDIN_WORDS in refusal else "the connector refuses this set-up"
-    return f"{who}: {refusal}"
+    if is_of_the_engine(refusal):
+        return f"this engine lacks what the set-up needs: {refusal}"
+    return f"the connector refuses this set-up: {refusal}"
 
 
 # Plays a program and examines it; raises Refused.

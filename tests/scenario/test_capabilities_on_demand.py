@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import Examination
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig
@@ -51,6 +52,12 @@ class Simulated(Conformance):
 def simulated(answers: Callable[[Program], Answer], **config: tuple[str, ...]) -> Simulated:
     target = parse_target("kvconform.reference.file_store:FileStoreConnector", ROOT)
     return Simulated(target, RunConfig(connector=(target.spec,), **config)).answer(answers)
+
+
+def test_what_the_engine_has_not_got_is_not_held_against_the_connector() -> None:
+    refusal = Refused(f"recurrent layers are not simulated by the {EMBEDDED_WORDS}")
+    with pytest.raises(NotApplicable, match="this engine lacks what the set-up needs: recurrent layers"):
+        simulated(lambda _: refusal).demand_capability("mamba")
 
 
 def test_capability_that_only_another_scenario_showed_is_not_asked_for() -> None:

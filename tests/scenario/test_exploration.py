@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from kvconform.api.runtime import STANDIN_WORDS
+from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import Examination, Finding
 from kvconform.engine.history import Event, History
 from kvconform.engine.options import EngineOptions
@@ -282,5 +282,5 @@ def test_a_refusal_says_who_refuses() -> None:
     assert (
         refusal_words("ValueError: no such layout") == "the connector refuses this set-up: ValueError: no such layout"
     )
-    lacking = f"vllm.config.SpeculativeConfig is not covered by {STANDIN_WORDS}"
+    lacking = f"recurrent layers are not simulated by the {EMBEDDED_WORDS}"
     assert refusal_words(lacking) == f"this engine lacks what the set-up needs: {lacking}"

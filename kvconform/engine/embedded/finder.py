@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kvconform.api.runtime import STANDIN_RELEASE, STANDIN_WORDS, prepare
+from kvconform.api.runtime import EMBEDDED_WORDS, STANDIN_RELEASE, prepare
 from kvconform.engine.embedded.coverage import uncovered_attributes, uncovered_modules, uncovered_names
 from kvconform.engine.vllm_engine.guard import NotSimulated
 
@@ -32,7 +32,7 @@ class NotCoveredError(ImportError, NotSimulated):
 
 def _sentence(what: str) -> str:
     return (
-        f"{what} is not covered by {STANDIN_WORDS} (engine 'embedded'); install the real one: {INSTALL} "
+        f"{what} is not covered by kvconform's stand-in for vLLM ({EMBEDDED_WORDS}); install the real one: {INSTALL} "
         "(without a GPU, see 'Installing vLLM' in kvconform's README)"
     )
 
