@@ -75,13 +75,17 @@ class ThresholdStats(KVConnectorStats):
 
 
 class ThresholdPromMetrics(KVConnectorPromMetrics):
-    """Gives the wrapped connector's metrics its part of the data. The own counters are in the log only."""
+    """Gives the wrapped connector's metrics its part of the data, if it has any. The own counters are in the log only.
 
-    def __init__(self, wrapped: KVConnectorPromMetrics, *arguments: Any) -> None:
+    It is there without any, too: up to 0.32.0 MultiConnector asserts that a child with statistics has metrics
+    (MultiKVConnectorPromMetrics.observe).
+    """
+
+    def __init__(self, wrapped: KVConnectorPromMetrics | None, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._wrapped = wrapped
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         part = transfer_stats_data.get(WRAPPED)
-        if part is not None:
+        if part is not None and self._wrapped is not None:
             self._wrapped.observe(part["data"], engine_idx)

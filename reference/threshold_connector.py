@@ -14,6 +14,7 @@ It shows what a connector that wraps another one has to do (MUL-11):
   outer one holds the wrapper's. The outer object is left as it is: other parts of vLLM read it.
 - **What the base class keeps is kept twice.** ``bind_connector_metadata`` goes to both, because vLLM asks the outer
   object whether metadata is bound, and the wrapped one reads it.
+- **Its own name in the factory**, as it has statistics: MultiConnector rebuilds those of its children by class name.
 - **To decline is to answer 0.** The wrapped connector is still told of the allocation, with no external tokens, as a
   child of MultiConnector that was not chosen is; so it gives back what it held for the hit (MUL-10).
 
@@ -144,11 +145,11 @@ class ThresholdConnector(KVConnectorBase_V1):
     @classmethod
     def build_prom_metrics(
         cls, vllm_config: VllmConfig, metric_types: Any, labelnames: Any, per_engine_labelvalues: Any
-    ) -> KVConnectorPromMetrics | None:
+    ) -> KVConnectorPromMetrics:
         connector_class, inner_config = wrapped_class_and_config(vllm_config)
         arguments = (metric_types, labelnames, per_engine_labelvalues)
         metrics = connector_class.build_prom_metrics(inner_config, *arguments)
-        return None if metrics is None else ThresholdPromMetrics(metrics, vllm_config, *arguments)
+        return ThresholdPromMetrics(metrics, vllm_config, *arguments)
 
     # ---- Both roles ----
 
@@ -321,5 +322,11 @@ class HybridThresholdConnector(ThresholdConnector, SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         return self._wrapped.request_finished_all_groups(request, block_ids)
 
+
+# MultiConnector looks up the class that takes its statistics by name, also where the configuration names its module
+# (STAT-06).
+for _name in ("ThresholdConnector", "HybridThresholdConnector"):
+    if _name not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(_name, __name__, _name)
 
 __all__ = ["DECLINED_HITS", "DECLINED_TOKENS", "WRAPPED", "HybridThresholdConnector", "ThresholdConnector"]
