@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -36,18 +37,32 @@ class FaultyDisk:
     def damage(self, fault: StoreFault, every: int) -> int:
         """Break every n-th file, in the order of their names; how many were broken."""
         chosen = self._files()[::every]
-        for path in chosen:
-            _replace(path, fault)
+        with self._room_for_ourselves():
+            for path in chosen:
+                _replace(path, fault)
         return len(chosen)
+
+    @contextlib.contextmanager
+    def _room_for_ourselves(self) -> Iterator[None]:
+        """A full disk is full for the connector: what breaks its files has to write all the same."""
+        if self._limit is None:
+            yield
+            return
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limit)
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limited)
 
     def refuse_writes(self, how: Literal["full", "no folder"]) -> int:
         """Make every write of a new file fail; how many files the connector had by then."""
         files = len(self._files())
-        if how == "full":
+        if how == "full" and self._limit is None:
             self._limit = resource.getrlimit(resource.RLIMIT_FSIZE)
             # Python ignores SIGXFSZ: a write beyond the limit fails with EFBIG (or is short, up to the limit).
             resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM_LEFT, self._limit[1]))
-        elif self.directory is not None:
+        elif how == "no folder" and self.directory is not None and self._aside is None:
             self._aside = self.directory.with_name(f"{self.directory.name}-aside")
             self.directory.rename(self._aside)
             self.directory.write_bytes(b"")

@@ -54,6 +54,29 @@ def test_writes_are_refused_until_they_are_allowed(store: Path, how: str) -> Non
     assert content(store / "b" / "block") == b"12345678"
 
 
+def test_files_on_a_full_disk_can_be_broken_and_the_disk_stays_full(store: Path) -> None:
+    (store / "a" / "block").write_bytes(b"12345678" * 1024)
+    disk = FaultyDisk(store)
+    disk.refuse_writes("full")
+    try:
+        assert disk.damage("truncated", 1) == 3
+        assert content(store / "a" / "block") == b"12345678" * 512
+        with pytest.raises(OSError, match="too large"):
+            (store / "new").write_bytes(b"x" * 4096)
+    finally:
+        disk.allow_writes()
+
+
+@pytest.mark.parametrize("how", ["full", "no folder"])
+def test_refusing_writes_twice_is_undone_once(store: Path, how: str) -> None:
+    disk = FaultyDisk(store)
+    for _ in range(2):
+        disk.refuse_writes(how)  # type: ignore[arg-type]
+    disk.allow_writes()
+    (store / "new").write_bytes(b"x" * 4096)
+    assert content(store / "b" / "block") == b"12345678"
+
+
 def test_without_a_directory_there_is_nothing_to_break() -> None:
     assert FaultyDisk(None).damage("removed", 1) == 0
 
