@@ -1,4 +1,4 @@
-"""Connectors with which a measurement has something to say: no hit, hollow promises, a process that ends or hangs."""
+"""Connectors with which a measurement has something to say: hollow promises, a process that ends or hangs."""
 
 from __future__ import annotations
 
@@ -6,40 +6,12 @@ import os
 import time
 from typing import Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata
+from inert_connector import InertConnector
 
 from kvconform.reference.host_offload import HostOffloadConnector
 
 
-class OffersNothing(KVConnectorBase_V1):
-    """Stores nothing and offers nothing; all hooks do as little as they may."""
-
-    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
-        super().__init__(vllm_config, role, kv_cache_config)
-
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
-        return 0, False
-
-    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        return
-
-    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        return KVConnectorMetadata()
-
-    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        return
-
-    def wait_for_layer_load(self, layer_name: str) -> None:
-        return
-
-    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        return
-
-    def wait_for_save(self) -> None:
-        return
-
-
-class Promises(OffersNothing):
+class Promises(InertConnector):
     """Offers every prompt that was computed before, and loads nothing."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
@@ -73,12 +45,12 @@ class LoadsSlowly(HostOffloadConnector):
         super().start_load_kv(forward_context, **kwargs)
 
 
-class Refuses(OffersNothing):
+class Refuses(InertConnector):
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         raise ValueError("not this layout")
 
 
-class NeverSaved(OffersNothing):
+class NeverSaved(InertConnector):
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return True, None
 
@@ -91,16 +63,16 @@ class SavesSlowly(HostOffloadConnector):
         super().wait_for_save()
 
 
-class EndsItsProcess(OffersNothing):
+class EndsItsProcess(InertConnector):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         os._exit(3)
 
 
-class Hangs(OffersNothing):
+class Hangs(InertConnector):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         time.sleep(600)
 
 
-class Raises(OffersNothing):
+class Raises(InertConnector):
     def wait_for_save(self) -> None:
         raise OSError("the disk is full, password=hunter2")

@@ -13,6 +13,7 @@ from kvconform.report.document import Document
 from kvconform.report.json_report import read
 
 PLANTED = Path(__file__).parent / "planted_speeds.py"
+INERT = PLANTED.with_name("inert_connector.py")
 REFERENCE = "kvconform.reference.host_offload:HostOffloadConnector"
 
 
@@ -77,7 +78,7 @@ def test_alone_it_runs_no_test_and_whatever_a_connector_does_costs_its_own_measu
     tmp_path: Path, own: str
 ) -> None:
     (tmp_path / "broken.py").write_text("import no_such_package\nclass Mine: pass\n")
-    names = (f"{PLANTED}:EndsItsProcess", f"{PLANTED}:Hangs", f"{PLANTED}:OffersNothing", "broken.py:Mine")
+    names = (f"{PLANTED}:EndsItsProcess", f"{PLANTED}:Hangs", f"{INERT}:InertConnector", "broken.py:Mine")
     code, output, report = run(
         tmp_path, *(f"--kvconform={name}" for name in names), "--kvconform-bench-only",
         "--kvconform-bench-blocks=2,4", "--kvconform-timeout=6", own,

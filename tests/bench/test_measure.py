@@ -70,7 +70,7 @@ def test_hybrid_is_not_measured_where_vllm_gives_the_connector_one_group(measure
 
 
 def test_a_connector_that_offers_nothing_has_no_bandwidth_and_its_hooks_have_a_cost(measure: Measure) -> None:
-    found = measure("OffersNothing", "planted_speeds")
+    found = measure("InertConnector", "inert_connector")
     assert (found.load.rounds, found.load.note) == (0, NO_HIT)
     assert (found.save.rounds, found.save.note) == (0, NOT_KNOWN)
     assert ("worker hooks", "decode") in costs(found)
