@@ -38,8 +38,7 @@ def _wrong_state(history: History, finding: Finding) -> WrongBytes | None:
     """The first wrong bytes that don't stem from computing on wrong ones, if a recurrent layer has them."""
     first_hand = (e for e in history.of(WrongBytes) if not any("on top of wrong KV" in text for text in e.observed))
     at = next(first_hand, finding.at)
-    recurrent = isinstance(at, WrongBytes) and at.group in _recurrent_groups(history, at.engine)
-    return at if recurrent and isinstance(at, WrongBytes) else None
+    return at if isinstance(at, WrongBytes) and at.group in _recurrent_groups(history, at.engine) else None
 
 
 def _recurrent_groups(history: History, engine: int) -> tuple[int, ...]:

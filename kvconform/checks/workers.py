@@ -22,13 +22,12 @@ _KINDS = ("finished_sending", "finished_recving")
 
 @dataclass
 class _Votes:
-    """An engine's workers, the count that it was given, and who voted for what."""
+    """An engine's workers, the call that gave it a count, and who voted for what."""
 
     workers: int = 0
-    count: int | None = None
+    counted: HookCall | None = None
     ranks: dict[tuple[str, str], set[int]] = field(default_factory=lambda: defaultdict(set))
     last: dict[tuple[str, str], HookCall] = field(default_factory=dict)
-    asked: HookCall | None = None
 
 
 def _votes(history: History) -> dict[int, _Votes]:
@@ -38,8 +37,7 @@ def _votes(history: History) -> dict[int, _Votes]:
         if call.hook == "register_kv_caches":
             votes.workers = max(votes.workers, call.rank + 1)
         elif call.hook == "get_finished_count":
-            votes.asked = call
-            votes.count = call.result if isinstance(call.result, int) and call.result else None
+            votes.counted = call if isinstance(call.result, int) and call.result else None
         elif isinstance(call.result, dict):
             for kind in _KINDS:
                 for request in call.result.get(kind) or ():
@@ -51,22 +49,23 @@ def _votes(history: History) -> dict[int, _Votes]:
 def _wrong_count(history: History) -> Iterator[Finding]:
     stuck = {event.engine: event for event in history.of(NeverIdle)}
     for engine, votes in _votes(history).items():
-        if votes.workers < 2 or votes.count is None or votes.asked is None:
+        if votes.workers < 2 or votes.counted is None:
             continue
-        if votes.count > votes.workers:
-            observed = f"get_finished_count returned {votes.count} for {votes.workers} workers"
-            yield Finding("TP-01", "at most the number of workers", observed, votes.asked)
+        count: int = votes.counted.result
+        if count > votes.workers:
+            observed = f"get_finished_count returned {count} for {votes.workers} workers"
+            yield Finding("TP-01", "at most the number of workers", observed, votes.counted)
             continue
         for (kind, request), ranks in votes.ranks.items():
-            too_many = len(ranks) > votes.count
-            too_few = len(ranks) < votes.count and engine in stuck and request in stuck[engine].unfinished
+            too_many = len(ranks) > count
+            too_few = len(ranks) < count and engine in stuck and request in stuck[engine].unfinished
             if too_many or too_few:
                 names = ", ".join(map(str, sorted(ranks)))
                 died = [event for event in history.of(EngineRaised) if event.engine == engine]
                 yield Finding(
                     "TP-01",
                     "get_finished_count returns how many workers report each completion, or None for all",
-                    f"it returned {votes.count}; {request} was reported as {kind} by the workers of rank {names}",
+                    f"it returned {count}; {request} was reported as {kind} by the workers of rank {names}",
                     died[0] if died and too_many else votes.last[kind, request],
                     requests=(request,),
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from kvconform.checks import CHECKS_BY_RULE, Finding, examine
@@ -35,6 +36,11 @@ def match(
 def alloc(external: int, *, request: str = "r1", step: int = 1, engine: int = 1) -> HookCall:
     args = {"request": request, "block_ids": [[1, 2, 3]], "num_external_tokens": external}
     return HookCall(engine, step, "scheduler", "update_state_after_alloc", args)
+
+
+def failing(call: HookCall, error: str = "KeyError: 'r1'", where: str = "vendor.py:7 in hook") -> HookCall:
+    """The same call, but that the connector raised."""
+    return replace(call, result=None, error=error, where=where)
 
 
 def compared(external: int, *, request: str = "r1", local: int = 0, step: int = 1, engine: int = 1) -> Compared:
@@ -82,8 +88,10 @@ def broken(*events: Event) -> list[str]:
 
 
 def found(rule: str, *events: Event) -> list[Finding]:
-    """What one check alone finds."""
-    return list(CHECKS_BY_RULE[rule].find(history(*events)))
+    """What one check alone finds, all of it of its own rule."""
+    findings = list(CHECKS_BY_RULE[rule].find(history(*events)))
+    assert {finding.rule for finding in findings} <= {rule}
+    return findings
 
 
 def witness(rule: str, *events: Event) -> int:
