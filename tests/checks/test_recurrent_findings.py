@@ -51,7 +51,9 @@ def test_page_of_which_one_part_is_a_state_is_one_that_was_copied() -> None:
 
 def test_state_of_another_layer_tells_that_groups_were_mixed_up() -> None:
     assert sorted_as(state("other layer", "r1's token 47 (of layer model.layers.3.mixer)")) == "HMA-03"
-    among_others = replace(state("stale"), observed=("token 31 holds r1's token 15 (of layer x)", "token 47 holds zeros"))
+    among_others = replace(
+        state("stale"), observed=("token 31 holds r1's token 15 (of layer x)", "token 47 holds zeros")
+    )
     assert sorted_as(among_others) == "HMA-03"
 
 
