@@ -100,7 +100,12 @@ def run(files: Sequence[tuple[Path, str]], jobs: int) -> dict[str, list[tuple[tu
         output = Path(folder) / "results"
         # pytest rewrites the asserts of plugins, too, of which the kit is one: such code can't be exchanged.
         options = ["-q", "--no-header", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        arguments = [*options, "--hypothesis-seed=0", f"--rootdir={ROOT}", *(str(ROOT / test) for test in sorted(tests))]
+        arguments = [
+            *options,
+            "--hypothesis-seed=0",
+            f"--rootdir={ROOT}",
+            *(str(ROOT / test) for test in sorted(tests)),
+        ]
         status = pytest.main(arguments, plugins=[Trial(files, jobs, SLOW_TEST, output)])
         if status != pytest.ExitCode.OK:
             raise click.ClickException("the tests do not pass without a mutation")
