@@ -54,7 +54,7 @@ def _asked(history: History) -> list[_Asked]:
 
 def _look_alike(one: _Asked, other: _Asked, block: int) -> bool:
     """Whether a block of the same tokens at the same place stands for other KV in the two requests."""
-    for start in range(0, min(len(one.tokens), len(other.tokens)) - block + 1, block):
+    for start in range(0, len(one.tokens) - block + 1, block):
         same = one.tokens[start : start + block] == other.tokens[start : start + block]
         if same and (one.identity != other.identity or one.tokens[:start] != other.tokens[:start]):
             return True
@@ -90,8 +90,11 @@ def _other_set_up(history: History) -> Mapping[str, int]:
 
 
 def _without_local_cache(history: History) -> Mapping[str, int]:
-    added = [event for event in history.of(ProgramAction) if event.action == "add"]
-    without = {(event.engine, event.detail["request"]) for event in added if not event.detail.get("local_cache", True)}
+    without = {
+        (event.engine, event.detail["request"])
+        for event in history.of(ProgramAction)
+        if not event.detail.get("local_cache", True)
+    }
     compared = {
         (event.engine, event.request): event.external_tokens
         for event in history.of(Compared)

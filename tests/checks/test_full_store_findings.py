@@ -33,6 +33,7 @@ LOSES = offers(newest2=0, newest1=0, oldest=48)
 def test_what_is_kept_is_what_is_offered() -> None:
     assert (keeps_newest(FINDS), keeps_oldest(FINDS)) == (True, False)
     assert (keeps_newest(LOSES), keeps_oldest(LOSES)) == (False, True)
+    assert keeps_oldest(offers(oldest1=0, oldest2=48)), "any of them is enough"
 
 
 @pytest.mark.parametrize("rule", ["SAVE-15", "MATCH-09", "LOAD-10"])

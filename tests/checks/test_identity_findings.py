@@ -33,12 +33,27 @@ def asked(request: str, engine: int = 1) -> HookCall:
         ({"tokens": tuple(range(16)) + TOKENS[16:]}, 1),
         ({"tokens": tuple(range(49))}, 0),
         ({"identity": "salted", "set_up": "other model"}, 0),
+        ({"identity": "salted", "tokens": TOKENS[:16]}, 1),
+        ({"identity": "salted", "tokens": TOKENS[:15]}, 0),
+        ({"identity": "salted", "tokens": (0, *TOKENS[1:])}, 1),
+        ({"identity": "salted", "tokens": TOKENS[1:]}, 0),
+        ({"identity": "salted", "tokens": tuple(range(32)) + TOKENS[32:48]}, 1),
+        ({"identity": "salted", "tokens": tuple(range(32)) + TOKENS[32:47]}, 0),
     ],
-    ids=["another salt", "the same", "another first block", "other tokens", "another engine"],
-)
+    ids=[
+        "another salt", "the same", "another first block", "other tokens", "another engine", "one block",
+        "half a block", "all but the first", "not at the same place", "the last block", "half of the last block",
+    ],
+)  # fmt: skip
 def test_pairs_that_look_alike(other: dict[str, object], pairs: int) -> None:
     events = (added("a"), asked("a"), added("b", **other), asked("b"), compared(48, request="a"))  # type: ignore[arg-type]
     assert witness("MATCH-17", *events) == pairs
+
+
+def test_block_that_neither_has_whole_is_not_looked_for() -> None:
+    ends_alike = added("b", tokens=(*range(32), *TOKENS[32:47]))
+    events = (added("a", tokens=TOKENS[:47]), asked("a"), ends_alike, asked("b"), compared(32, request="a"))
+    assert witness("MATCH-17", *events) == 0
 
 
 def test_look_alikes_show_nothing_where_nothing_is_loaded() -> None:
@@ -50,12 +65,23 @@ def test_another_set_up_counts_when_it_was_asked_for_the_same_tokens() -> None:
     events = (added("a"), asked("a"), added("b", engine=2, set_up="other"), compared(48, request="a"))
     assert witness("MATCH-18", *events) == 0
     assert witness("MATCH-18", *events, asked("b", engine=2)) == 1
+    other_tokens = added("c", engine=2, set_up="other", tokens=TOKENS[1:])
+    assert witness("MATCH-18", *events, other_tokens, asked("c", engine=2)) == 0
+    assert witness("MATCH-18", *events, added("c"), asked("c")) == 0, "it is the same set-up"
 
 
 def test_embeddings_and_engines_without_local_cache_are_counted() -> None:
     assert witness("MATCH-25", added("a", embeds=True), asked("a")) == 1
     assert witness("MATCH-20", added("a", local_cache=False), compared(48, request="a")) == 48
+    assert witness("MATCH-25", added("a"), asked("a")) == 0
     assert witness("MATCH-20", added("a", local_cache=True), compared(48, request="a")) == 0
+    assert witness("MATCH-20", added("a"), compared(48, request="a")) == 0, "engines have one unless they are told"
+
+
+def test_loads_without_local_cache_are_those_of_added_requests_and_count_once() -> None:
+    alone = added("a", local_cache=False)
+    assert witness("MATCH-20", alone, compared(48, request="a"), compared(0, request="a", step=2)) == 48
+    assert witness("MATCH-20", ProgramAction(1, 0, "forget local"), alone, compared(48, request="a")) == 48
 
 
 # -- other processes --
@@ -64,6 +90,7 @@ def test_embeddings_and_engines_without_local_cache_are_counted() -> None:
 def test_a_store_found_by_another_process_is_a_pass() -> None:
     findings, witnesses, _ = found_again(Reopened(96))
     assert not findings
+    assert found_again(Reopened(96, 96))[0] == (), "both have found it"
     assert sum(witnesses["SAVE-18"].values()) == 96
 
 
@@ -73,12 +100,16 @@ def test_a_store_found_only_with_the_same_hash_seed_is_a_finding() -> None:
     assert "loaded 96 tokens" in findings[0].observed
 
 
-@pytest.mark.parametrize("reopened", [Reopened(0, 0), Reopened(obstacle="it ended")], ids=["never found", "ended"])
-def test_a_store_that_no_other_process_finds_shows_nothing(reopened: Reopened) -> None:
+@pytest.mark.parametrize(
+    ("reopened", "reason"),
+    [(Reopened(0, 0), "nothing of what one process had stored"), (Reopened(obstacle="it ended"), "it ended")],
+    ids=["never found", "ended"],
+)
+def test_a_store_that_no_other_process_finds_shows_nothing(reopened: Reopened, reason: str) -> None:
     findings, witnesses, lacking = found_again(reopened)
     assert not findings
     assert not sum(witnesses["SAVE-18"].values())
-    assert lacking
+    assert lacking.startswith(reason)
 
 
 def test_an_engine_of_another_set_up_may_refuse_the_store() -> None:

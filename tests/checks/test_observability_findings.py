@@ -9,7 +9,7 @@ from histories import broken, found, witness
 
 from kvconform.checks.class_model import ClassObservation, Raised, RoleObservation
 from kvconform.checks.configuration import REMOVED, built, misplaced, missing_fields
-from kvconform.engine.history import EventsPublished, HookCall, StatisticsRead, StatisticsTaken
+from kvconform.engine.history import ChildCall, EventsPublished, HookCall, StatisticsRead, StatisticsTaken
 
 BUILT = RoleObservation("worker", is_connector=True, role_kept=True, kv_cache_config="kept")
 SEEN = ClassObservation(worker=BUILT, scheduler=replace(BUILT, role="scheduler"))
@@ -70,6 +70,12 @@ def test_statistics_that_arrive_whole_are_counted() -> None:
     wrong = StatisticsRead(1, 1, (("STAT-03", "this", "that"),))
     assert witness("STAT-03", StatisticsRead(1, 1), wrong) == 1
     assert broken(wrong) == ["STAT-03"]
+
+
+def test_statistics_of_children_are_counted_where_the_connector_is_one() -> None:
+    child = ChildCall(2, 1, call("get_kv_connector_stats", None))
+    assert witness("STAT-06", child, StatisticsRead(1, 1), StatisticsRead(2, 1), StatisticsRead(2, 2)) == 2
+    assert witness("STAT-06", StatisticsRead(1, 1)) == 0
 
 
 @pytest.mark.parametrize("where", ["configured", "worker", "scheduler"])

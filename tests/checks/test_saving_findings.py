@@ -37,3 +37,5 @@ def test_preemptions_count_with_compared_bytes() -> None:
 def test_one_preempted_request_is_not_all_of_them() -> None:
     assert witness("PRE-08", scheduled(2, preempted=("r2",)), compared(16)) == 0
     assert witness("PRE-08", scheduled(2, preempted=("r1", "r2")), compared(16)) == 2
+    assert witness("PRE-08", scheduled(2), scheduled(3, preempted=("r1", "r2")), compared(16)) == 2
+    assert witness("PRE-08", scheduled(2, preempted=("r1", "r2"))) == 0, "no loaded byte was compared"

@@ -1,0 +1,40 @@
+"""All checks together: what an answer undermines, and what a known defect of vLLM excuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from histories import broken, history, match, raised, wrong
+
+from kvconform.checks import examine
+from kvconform.checks.known_engine_bugs import Met
+from kvconform.engine.history import Event
+from kvconform.rules.engine_bugs import load_engine_bugs
+
+
+def test_first_undermining_answer_counts_whichever_rule_it_breaks() -> None:
+    negative, too_many = match((-5, False)), match((50, False), step=3)
+    between, before = wrong(0, 15, step=2), wrong(0, 15)
+    assert broken(negative, between, too_many) == ["MATCH-03", "MATCH-04"]
+    assert broken(before, negative, too_many) == ["MATCH-03", "MATCH-04", "LOAD-01"]
+    assert broken(replace(too_many, step=1), between, replace(negative, step=3)) == ["MATCH-03", "MATCH-04"]
+
+
+def test_only_what_comes_with_the_defect_of_vllm_or_after_it_is_excused(monkeypatch: pytest.MonkeyPatch) -> None:
+    early, bad, late = match((-5, False)), wrong(0, 15, step=2), match((50, False), step=3)
+
+    def first_met(seen: object, release: str) -> Met | None:
+        return Met(load_engine_bugs()[0], met)
+
+    monkeypatch.setattr("kvconform.checks.known_engine_bugs.first_met", first_met)
+    met: Event = late
+    examination = examine(history(early, bad, late), "0.33.0")
+    assert [finding.rule for finding in examination.findings] == ["MATCH-03"]
+    assert examination.excused == ("MATCH-04",)
+    assert not examination.excused_symptom
+    met = bad
+    examination = examine(history(match((0, False)), bad, late, raised("wait_for_save", step=9)), "0.33.0")
+    assert examination.findings == ()
+    assert examination.excused == ("MATCH-04", "LOAD-01", "LIVE-01")
+    assert examination.excused_symptom, "one symptom among them is enough"
