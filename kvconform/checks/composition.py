@@ -12,6 +12,7 @@ from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
 from kvconform.engine.history import FINISH_HOOKS, ChildCall, EngineRaised, EngineStarted, Event, History, HookCall
 
+_FAILED_BLOCKS = "get_block_ids_with_load_errors"
 _Found = tuple[str, str, str, Event, str]
 
 
@@ -45,7 +46,7 @@ def _follow(history: History) -> tuple[list[_Found], dict[int, _Child]]:
             if event.call.hook == "get_finished" and event.engine in wrapped:
                 continue
             found += _call(children[event.engine], event)
-        elif isinstance(event, HookCall) and event.engine in children and event.role == "worker":
+        elif isinstance(event, HookCall) and event.hook == _FAILED_BLOCKS and event.engine in children:
             # What the whole reports and the child did not is a sibling's.
             children[event.engine].foreign += len(failed_blocks(event))
     return found, children
@@ -73,7 +74,7 @@ def _call(child: _Child, event: ChildCall) -> Iterator[_Found]:
             child.loads = {name: step for name, step in child.loads.items() if step in (None, event.step)}
         case "update_connector_output":
             child.updates += 1
-        case "get_block_ids_with_load_errors":
+        case hook if hook == _FAILED_BLOCKS:
             blocks = failed_blocks(call)
             child.foreign -= len(blocks)
             if blocks and not child.loads:

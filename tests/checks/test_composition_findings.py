@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from histories import alloc, broken, compared, history, match, raised, witness
+from histories import alloc, broken, compared, found, history, match, raised, witness
 
 from kvconform.checks import Finding
 from kvconform.checks.composition import rule_beside_a_stranger, rule_of
@@ -19,6 +19,11 @@ def child(call: HookCall) -> ChildCall:
 def done(step: int, **ids: list[str]) -> HookCall:
     result = {"finished_sending": [], "finished_recving": [], "failed_recving": [], **ids}
     return HookCall(1, step, "worker", "get_transfer_results", {"finished_req_ids": []}, result)
+
+
+def pair(step: int, *received: str) -> HookCall:
+    """The answer that vLLM asked for before 0.30.0."""
+    return HookCall(1, step, "worker", "get_finished", {}, ({"set": []}, {"set": list(received)}))
 
 
 def failed(step: int, *blocks: int) -> HookCall:
@@ -51,6 +56,9 @@ LOADING = (child(match((16, True))), child(alloc(16)))
         ((*NOT_CHOSEN, child(failed(1, 2))), "MUL-06"),
         ((*NOT_CHOSEN, child(done(2, failed_recving=["r1"]))), "MUL-06"),
         ((child(match((16, False))), child(alloc(16)), child(built(2)), child(failed(2, 2))), "MUL-06"),
+        ((child(finished(1, held=True)), *[child(done(step, finished_sending=["r1"])) for step in (2, 3)]), "MUL-02"),
+        ((child(pair(1)), child(done(2, finished_recving=["r1"]))), "MUL-02"),
+        ((child(pair(2, "r1")),), "MUL-02"),
         ((child(refused("update_connector_output")),), "MUL-07"),
         ((NOT_CHOSEN[0], child(refused("update_state_after_alloc", request="r1", num_external_tokens=0))), "MUL-10"),
     ],
@@ -67,6 +75,10 @@ def test_child_that_minds_its_siblings_business(events: tuple[Event, ...], rule:
         (child(match((16, False))), child(alloc(16)), child(built(1)), child(failed(1, 2))),
         (child(finished(1, held=True)), child(done(2, finished_sending=["r1"]))),
         (*LOADING, child(refused("update_state_after_alloc", request="r1", num_external_tokens=0))),
+        (child(match((16, False))), child(refused("update_state_after_alloc", request="r1", num_external_tokens=16))),
+        (child(match((16, False))), child(refused("request_finished", request="r1"))),
+        (*NOT_CHOSEN, child(failed(1))),
+        (child(match((1, True))), child(alloc(1)), child(done(2, finished_recving=["r1"]))),
     ],
 )
 def test_child_that_minds_its_own_business(events: tuple[Event, ...]) -> None:
@@ -74,19 +86,39 @@ def test_child_that_minds_its_own_business(events: tuple[Event, ...]) -> None:
 
 
 def test_answers_of_get_finished_count_once_where_vllm_asks_around_it() -> None:
-    pair = HookCall(1, 2, "worker", "get_finished", {}, ({"set": []}, {"set": ["r1"]}))
-    assert "MUL-02" not in broken(*LOADING, child(pair), child(done(2, finished_recving=["r1"])))
+    assert "MUL-02" not in broken(*LOADING, child(pair(2, "r1")), child(done(2, finished_recving=["r1"])))
+
+
+def test_first_of_what_is_not_the_childs_is_a_symptom_of_its_request() -> None:
+    (finding,) = found("MUL-02", child(done(2, finished_recving=["r1", "r2"])), child(done(3, finished_sending=["r3"])))
+    assert (finding.requests, finding.symptom) == (("r1",), True)
+    assert found("MUL-06", *NOT_CHOSEN, child(failed(1, 2)))[0].requests == (), "blocks are nobody's"
+
+
+def test_what_the_child_took_part_in_is_counted() -> None:
+    second = (child(match((1, True), request="r2")), child(alloc(1, request="r2")))
+    assert witness("MUL-02", *LOADING, *second) == 2
+    sent = (child(finished(3, held=True)), child(done(4, finished_sending=["r1"])))
+    assert witness("MUL-02", *LOADING, *second, *sent, *sent) == 4
+    assert witness("MUL-02", *NOT_CHOSEN, child(finished(1, held=False)), child(done(2, finished_sending=["r1"]))) == 0
+    outputs = [HookCall(1, step, "scheduler", "update_connector_output") for step in (1, 2)]
+    assert witness("MUL-07", *map(child, outputs), child(refused("update_connector_output"))) == 2
 
 
 def test_offer_counts_as_passed_over_when_bytes_were_compared() -> None:
     assert witness("MUL-10", *NOT_CHOSEN) == 0
     assert witness("MUL-10", *NOT_CHOSEN, compared(16)) == 1
+    assert witness("MUL-10", *NOT_CHOSEN, *NOT_CHOSEN, compared(16)) == 2
+    assert witness("MUL-10", NOT_CHOSEN[0], child(match((0, False))), child(alloc(0)), compared(16)) == 0
     assert witness("MUL-10", *LOADING, child(alloc(0)), compared(16)) == 0
 
 
 def test_blocks_that_only_the_whole_reports_are_a_siblings() -> None:
     assert witness("MUL-06", *NOT_CHOSEN, failed(1, 2, 3)) == 2
     assert witness("MUL-06", *LOADING, child(failed(1, 2, 3)), failed(1, 2, 3)) == 0
+    assert witness("MUL-06", failed(1, 2, 3)) == 0, "no child was seen"
+    events = HookCall(1, 1, "worker", "get_kv_connector_kv_cache_events", {}, {"set": [2]})
+    assert witness("MUL-06", *NOT_CHOSEN, events) == 0
 
 
 @pytest.mark.parametrize(
@@ -126,6 +158,7 @@ def test_requests_count_as_changed_beside_a_stranger_and_when_bytes_were_compare
     ended = child(finished(1, held=False))
     assert witness("MUL-12", beside, ended, ended, compared(16)) == 1
     assert witness("MUL-12", beside, ended) == 0
+    assert witness("MUL-12", beside, *LOADING, compared(16)) == 0, "nobody changes a request that goes on"
     assert witness("MUL-12", EngineStarted(1, 0, (16,), "recompute", sibling="twin"), ended, compared(16)) == 0
 
 
