@@ -94,9 +94,11 @@ def _ids_again(history: History) -> Mapping[str, int]:
     ended: set[tuple[int, str]] = set()
     again = 0
     for call in history.calls("build_connector_meta"):
-        again += sum((call.engine, request) in ended for request in call.args.get("new", ()))
-        ended -= {(call.engine, request) for request in call.args.get("new", ())}
-        ended |= {(call.engine, request) for request in call.args.get("finished", ())}
+        new, finished = ({(call.engine, request) for request in call.args.get(of, ())} for of in ("new", "finished"))
+        # What has finished did so before the step: the same id among the new ones is another request's.
+        ended |= finished
+        again += len(ended & new)
+        ended -= new
     return {"request ids used again": again}
 
 

@@ -83,8 +83,13 @@ def _after_unclean(*actions: str) -> Callable[[History], Mapping[str, int]]:
 
 
 def _starts_after_kill(history: History) -> Mapping[str, int]:
-    killed = any(event.action == "killed" for event in history.of(ProgramAction))
-    return {"engines started after a kill": sum(killed for _ in history.of(EngineStarted))}
+    killed, started = False, 0
+    for event in history.events:
+        if isinstance(event, ProgramAction):
+            killed = killed or event.action == "killed"
+        elif isinstance(event, EngineStarted):
+            started += killed
+    return {"engines started after a kill": started}
 
 
 CHECKS = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.calls import LOADING_HOOKS, refused_to_go_on
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import Arrived, Compared, EngineRaised, History, HookCall, Stray, WrongBytes
+from kvconform.engine.history import Arrived, Compared, EngineRaised, History, Stray, WrongBytes
 from kvconform.kvcache.provenance import runs, span
 
 
@@ -17,7 +17,7 @@ def _spans(positions: tuple[int, ...]) -> str:
 def left_untouched(event: WrongBytes | Arrived) -> bool:
     """Whether wrong slots are as their own blocks were handed out: nothing was loaded, whatever had been stored."""
     own = tuple(f"poison of block {block} " for block in event.blocks)
-    return any(held.kind == "never written" and held.what.startswith(own) for held in event.held)
+    return any(held.what.startswith(own) for held in event.held)
 
 
 def _wrong_external(history: History) -> list[WrongBytes]:
@@ -96,7 +96,8 @@ def _shared_wrong(history: History) -> Iterator[Finding]:
     if any(True for _ in history.of(Stray)):
         return
     for event in history.of(WrongBytes):
-        if not event.external and not event.reported_failed:
+        # Where no load was wrong, a wrong slot of one was reported as failed.
+        if not event.reported_failed:
             yield Finding(
                 "LOAD-01",
                 f"{event.request}'s {_spans(event.positions)} as computed",
@@ -133,7 +134,7 @@ def _stray(history: History, rule: str) -> Iterator[Finding]:
 def _place(write: Stray) -> str:
     if write.block == 0:
         return f"block 0, the null block, in layer {write.layer}"
-    if write.block < 0:
+    if write.block == -1:
         return write.layer
     slots = ", ".join(span(first, last, "slot") for first, last in runs(write.slots))
     owner = f", KV of {' and '.join(write.owners)}" if write.owners else ", which no request owns"
@@ -168,15 +169,14 @@ def _loads(history: History) -> Mapping[str, int]:
 
 def _behind_local(history: History) -> list[tuple[int, str]]:
     """The requests (with their engines) of loads that came on top of a local hit."""
-    match: dict[str, HookCall] = {}
+    local: dict[tuple[int, str], int] = {}
     found = []
     for call in history.calls("get_num_new_matched_tokens", "update_state_after_alloc"):
+        key = (call.engine, call.args["request"])
         if call.hook == "get_num_new_matched_tokens":
-            match[call.args["request"]] = call
-        elif call.args["num_external_tokens"] > 0:
-            asked = match.get(call.args["request"])
-            if asked is not None and asked.args["num_computed_tokens"] > 0:
-                found.append((call.engine, call.args["request"]))
+            local[key] = call.args["num_computed_tokens"]
+        elif call.args["num_external_tokens"] > 0 and local.get(key, 0) > 0:
+            found.append(key)
     return found
 
 

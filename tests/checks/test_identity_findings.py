@@ -1,12 +1,11 @@
-"""What counts as tried for the identity rules, and what the rules of local hits and endless promises are told by."""
+"""What counts as tried for the identity rules, and which promises are endless."""
 
 from __future__ import annotations
 
 import pytest
-from histories import alloc, broken, compared, found, history, match, stray, witness, wrong
+from histories import alloc, broken, compared, found, match, witness
 
 from kvconform.checks.identity import found_again
-from kvconform.checks.transfer import local_hit_rule
 from kvconform.engine.history import EngineRaised, HookCall, NeverIdle, ProgramAction
 from kvconform.isolation.reopening import Reopened
 
@@ -116,22 +115,6 @@ def test_an_engine_of_another_set_up_may_refuse_the_store() -> None:
     refusal = EngineRaised(2, 0, "start-up", "ValueError: belongs to another model", "vendor.py:7 in __init__")
     assert "LIVE-01" in broken(refusal)
     assert "LIVE-01" not in broken(ProgramAction(2, 0, "another set-up", {}), refusal)
-
-
-# -- beside local hits --
-
-
-def test_wrong_bytes_behind_a_local_hit_are_the_local_hits() -> None:
-    rule = local_hit_rule(otherwise="PRE-01")
-    seen = history(match((32, False), computed=16), alloc(32), wrong(16, 47))
-    assert rule(seen, found("LOAD-01", *seen.events)[0]) == "ALLOC-01"
-    seen = history(match((32, False)), alloc(32), wrong(0, 31))
-    assert rule(seen, found("LOAD-01", *seen.events)[0]) == "PRE-01"
-
-
-def test_what_follows_from_an_overwritten_local_hit_is_its_overwriting() -> None:
-    seen = history(stray(1, "r1"), wrong(0, 31, "tokens 0-31 hold r1's (computed on top of wrong KV)", request="r2"))
-    assert local_hit_rule(otherwise="PRE-01")(seen, found("LOAD-01", *seen.events)[0]) == "ALLOC-02"
 
 
 # -- endless promises --

@@ -23,6 +23,7 @@ def of_block_2(held: Held) -> WrongBytes:
 @pytest.mark.parametrize(("held", "untouched"), [(OWN, True), (OTHERS, False), (EARLIER, False), (DRAFTS, False)])
 def test_only_the_poison_of_its_own_block_shows_that_nothing_was_loaded(held: Held, untouched: bool) -> None:
     assert left_untouched(of_block_2(held)) is untouched
+    assert left_untouched(wrong(16, 31, held=(DRAFTS, held))) is untouched, "some of its slots are enough"
 
 
 @pytest.mark.parametrize(
