@@ -26,9 +26,8 @@ HANDSHAKE_SETTERS = ("set_xfer_handshake_metadata", "set_xfer_handshake_metadata
 
 
 def _foreign(rule: str, role: Role) -> Callable[[History], Iterator[Finding]]:
-    other = "worker" if role == "scheduler" else "scheduler"
-
     def find(history: History) -> Iterator[Finding]:
+        other = "worker" if role == "scheduler" else "scheduler"
         for event in history.of(ForeignState):
             if event.role == role and event.hook not in BOTH_ROLES:
                 yield Finding(

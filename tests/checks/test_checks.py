@@ -24,10 +24,8 @@ from histories import (
 from kvconform.checks import ALL_CHECKS, CHECKS_BY_RULE, examine
 from kvconform.engine.history import (
     Audited,
-    BorrowedChanged,
     EngineRaised,
     Event,
-    ForeignState,
     HookCall,
     Leaked,
     MetadataHeld,
@@ -346,94 +344,3 @@ def test_what_an_idle_engine_holds() -> None:
     assert finding.observed == "blocks: 1 blocks with references: [4]; 30 of 31 free"
     assert witness("LIVE-03", Audited(1, 9, 31, 31)) == 1
     assert witness("LIVE-01", match((0, False))) == 1
-
-
-# -- ROLE ------------------------------------------------------------------------------------------------------
-
-
-def failed(hook: str, role: Any = "scheduler", **args: Any) -> HookCall:
-    return HookCall(1, 1, role, hook, args, None, "AttributeError: no views", "vendor.py:3 in hook")
-
-
-def changed(hook: str, what: str) -> BorrowedChanged:
-    return BorrowedChanged(1, 2, hook, what, ("a field",))
-
-
-def handshake(*ranks: str, error: str | None = None, engine: int = 1) -> HookCall:
-    hook = "set_xfer_handshake_metadata_pp_aware"
-    return HookCall(engine, 0, "scheduler", hook, {"ranks": list(ranks)}, None, error, "vendor.py:4 in hook")
-
-
-@pytest.mark.parametrize(
-    ("rule", "events", "observed"),
-    [
-        (
-            "ROLE-01",
-            (
-                failed("request_finished", request="r1", status="FINISHED_STOPPED"),
-                ForeignState(1, 1, "scheduler", "request_finished", "self.views"),
-            ),
-            "request_finished raised for want of self.views: AttributeError: no views",
-        ),
-        (
-            "ROLE-02",
-            (ForeignState(1, 1, "worker", "get_finished", "self._requests"),),
-            "get_finished raised for want of self._requests",
-        ),
-        (
-            "ROLE-03",
-            (failed("get_kv_connector_stats"),),
-            "get_kv_connector_stats on the scheduler-role instance raised",
-        ),
-        ("ROLE-04", (RolesInspected(1, 2, ("a tensor in self.cache",)),), "a tensor in self.cache"),
-        ("ROLE-07", (MetadataHeld(1, 2, ("loads lost an entry",)),), "scheduling the next step changed it: loads lost"),
-        ("ROLE-10", (handshake(error="KeyError: 0"),), "set_xfer_handshake_metadata_pp_aware with an empty dictionary"),
-        ("ROLE-12", (TransferParams(1, 2, "r1", ("a set at blocks",)),), "request_finished of r1: a set at blocks"),
-        (
-            "ROLE-14",
-            (BorrowedChanged(1, 2, "take_events", "request or block", ("a block table",)),),
-            "take_events changed",
-        ),
-        (
-            "ROLE-16",
-            (handshake("(0, 0)"), handshake("(0, 0)", error="ValueError: twice")),
-            "with the metadata of (0, 0)",
-        ),
-        (
-            "META-01",
-            (BorrowedChanged(1, 2, "build_connector_meta", "scheduler output", ("a field",)),),
-            "changed a field",
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) and value[-1].isdigit() else "",
-)
-def test_each_role_rule_finds_its_own(rule: str, events: tuple[Event, ...], observed: str) -> None:
-    (finding,) = found(rule, *events)
-    assert finding.rule == rule
-    assert observed in finding.observed
-    assert broken(*events) == [rule]
-
-
-@pytest.mark.parametrize(
-    ("rule", "events"),
-    [
-        ("ROLE-01", (match((0, False)),)),
-        ("ROLE-02", (HookCall(1, 1, "worker", "get_finished"),)),
-        ("ROLE-03", (HookCall(1, 1, "scheduler", "shutdown"),)),
-        ("ROLE-04", (RolesInspected(1, 2, ()),)),
-        ("ROLE-07", (MetadataHeld(1, 2, ()),)),
-        ("ROLE-10", (handshake(),)),
-        ("ROLE-12", (TransferParams(1, 2, "r1", ()),)),
-        ("ROLE-14", (match((0, False)),)),
-        ("ROLE-16", (handshake("(0, 0)"), handshake("(0, 0)"))),
-        ("META-01", (HookCall(1, 1, "scheduler", "build_connector_meta"),)),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_each_role_rule_is_witnessed_by_its_situation(rule: str, events: tuple[Event, ...]) -> None:
-    assert found(rule, *events) == []
-    assert witness(rule, *events) > 0
-
-
-def test_a_first_delivery_is_no_repetition() -> None:
-    assert witness("ROLE-16", handshake("(0, 0)"), handshake("(0, 0)", engine=2)) == 0
