@@ -124,9 +124,7 @@ class ClassObservation:
     @property
     def not_simulated(self) -> str:
         """What the connector asked for that the kit does not have; empty if there was no such thing."""
-        return next(
-            (raised["message"] for raised in _all_raised(self.to_dict()) if raised["kind"] in _NOT_SIMULATED), ""
-        )
+        return next((raised.message for raised in _all_raised(self) if raised.kind in _NOT_SIMULATED), "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -151,12 +149,12 @@ class ClassObservation:
 _NOT_SIMULATED = ("NotSimulated", "NotCoveredError")
 
 
-def _all_raised(data: Any) -> Iterator[Mapping[str, Any]]:
-    """Every exception in an observation's data."""
-    if isinstance(data, Mapping):
-        if {"kind", "message"} <= data.keys():
-            yield data
-        for value in data.values():
+def _all_raised(seen: Any) -> Iterator[Raised]:
+    """Every exception in an observation."""
+    if isinstance(seen, Raised):
+        yield seen
+    elif isinstance(seen, (Mapping, Flag, RoleObservation, ClassObservation)):
+        for value in (seen if isinstance(seen, Mapping) else vars(seen)).values():
             yield from _all_raised(value)
 
 

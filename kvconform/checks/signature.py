@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from kvconform.checks.class_model import ClassObservation, ClassShape, Raised, RoleObservation
@@ -97,6 +98,10 @@ ENGINE_CALLS: tuple[EngineCall, ...] = (
     EngineCall("unregister_kv_caches", ()),
     EngineCall("restore_kv_caches", ()),
 )
+#: What the class is called with, by position.
+CONSTRUCTOR_ARGUMENTS = ("vllm_config", "role", "kv_cache_config")
+TAKES_NO_SELF = "it takes no argument, and so no instance"
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 #: A keyword of a release that does not exist yet.
 LATER_KEYWORD = "added_by_a_later_release"
 
@@ -107,7 +112,7 @@ LATER_KEYWORD = "added_by_a_later_release"
 def shape_of(cls: type[Any], base: type[Any], hma: bool) -> ClassShape:
     """Everything that the class alone shows, as plain data: the class stays in the process that imported it."""
     signature = _constructor_signature(cls)
-    problem = None if signature is None else binding_error(signature, ("vllm_config", "role", "kv_cache_config"), ())
+    problem = None if signature is None else binding_error(signature, CONSTRUCTOR_ARGUMENTS, ())
     findings = (*abstract_methods(cls), *signatures(cls, base), *unbound_answers(cls))
     names = dict.fromkeys([*(call.hook for call in ENGINE_CALLS), *CLASS_ANSWERS])
     return ClassShape(
@@ -152,7 +157,9 @@ def signatures(cls: type[Any], base: type[Any]) -> Iterator[Finding]:
     for call in ENGINE_CALLS:
         if overridden(cls, base, call.hook):
             signature = _signature(cls, call.hook)
-            problem = None if signature is None else call_problem(signature, call, _signature(base, call.hook))
+            problem = TAKES_NO_SELF if _takes_no_self(cls, call.hook) else None
+            if signature is not None and problem is None:
+                problem = call_problem(signature, call, _signature(base, call.hook))
             if problem is not None:
                 yield Finding("SIG-07", f"vLLM calls {call}", f"{_declared(cls, call.hook)}: {problem}", BEFORE)
 
@@ -172,6 +179,17 @@ def call_problem(signature: inspect.Signature, call: EngineCall, of_base: inspec
     return error or disorder(signature, call, of_base)
 
 
+def _takes_no_self(cls: type[Any], name: str) -> bool:
+    """Whether a call on an instance has one argument too many, whatever is passed."""
+    found = inspect.getattr_static(cls, name)
+    function = found.__func__ if isinstance(found, classmethod) else found
+    return inspect.isfunction(function) and not _takes_arguments(function.__code__)
+
+
+def _takes_arguments(code: CodeType) -> bool:
+    return code.co_argcount > 0 or code.co_flags & inspect.CO_VARARGS != 0
+
+
 def _signature(cls: type[Any], name: str) -> inspect.Signature | None:
     """The parameters of an instance's hook, without self; None where Python can't tell."""
     try:
@@ -183,7 +201,7 @@ def _signature(cls: type[Any], name: str) -> inspect.Signature | None:
     if isinstance(found, (staticmethod, classmethod)) or not hasattr(type(found), "__get__"):
         return signature
     parameters = list(signature.parameters.values())
-    if parameters and parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
+    if parameters and parameters[0].kind in _BY_POSITION:
         return signature.replace(parameters=parameters[1:])
     return signature
 
@@ -205,7 +223,7 @@ def binding_error(signature: inspect.Signature, positional: tuple[str, ...], nam
 
 def disorder(signature: inspect.Signature, call: EngineCall, of_base: inspect.Signature | None) -> str | None:
     """A parameter that has the base class's name of another position: its value would be taken for something else."""
-    names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = [p.name for p in signature.parameters.values() if p.kind in _BY_POSITION]
     known = call.positional if of_base is None else tuple(of_base.parameters)[: len(call.positional)]
     for index, name in enumerate(names[: len(call.positional)]):
         if name in known and known.index(name) != index:
@@ -221,7 +239,7 @@ def _declared(cls: type[Any], name: str) -> str:
 def unbound_answers(cls: type[Any]) -> Iterator[Finding]:
     """SIG-09: class-level answers that are no class methods. Static methods and callables work as well."""
     for name in CLASS_ANSWERS:
-        if hasattr(cls, name) and not _works_on_class(cls, name):
+        if not _works_on_class(cls, name):
             kind = type(inspect.getattr_static(cls, name)).__name__
             what = "a method of the instance" if kind == "function" else f"a {kind}"
             yield Finding(
@@ -233,9 +251,10 @@ def unbound_answers(cls: type[Any]) -> Iterator[Finding]:
 
 
 def _works_on_class(cls: type[Any], name: str) -> bool:
+    """Whether an answer, if the class has it, needs no instance."""
+    if not any(name in base.__dict__ for base in cls.__mro__):
+        return True  # The metaclass has it, or nobody.
     found = inspect.getattr_static(cls, name)
-    if hasattr(type(cls), name) and not any(name in base.__dict__ for base in cls.__mro__):
-        return True
     return not inspect.isfunction(found) and callable(getattr(cls, name))
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from kvconform.checks.signature import (
     CLASS_ANSWERS,
+    CONSTRUCTOR_ARGUMENTS,
     ENGINE_CALLS,
     FLAGS,
+    TAKES_NO_SELF,
     EngineCall,
     binding_error,
     call_problem,
@@ -27,7 +29,7 @@ from kvconform.inspection.names import Definition, Names, Unknown, bindings, can
 from kvconform.inspection.source import Named, read_spec
 from kvconform.target import check_name
 
-_CONSTRUCTION = EngineCall("__init__", ("vllm_config", "role", "kv_cache_config"))
+_CONSTRUCTION = EngineCall("__init__", CONSTRUCTOR_ARGUMENTS)
 #: How alike a method's name has to be to a hook's to be worth a hint (difflib's ratio).
 _ALIKE = 0.85
 
@@ -188,7 +190,7 @@ class _Look:
         signature = first.signature
         if signature is None:
             return
-        problem = _NO_SELF if first.takes_no_self else binding_error(signature, _CONSTRUCTION.positional, ())
+        problem = TAKES_NO_SELF if first.takes_no_self else binding_error(signature, _CONSTRUCTION.positional, ())
         problem = problem or disorder(signature, _CONSTRUCTION, None)
         if problem is not None:
             expected = "the class can be called as cls(vllm_config, role, kv_cache_config)"
@@ -244,7 +246,7 @@ class _Look:
                 self._looked_at["hooks"] += 1
                 of_base = self._classes.own(self._classes.base, call.hook)
                 known = None if of_base is None else of_base.signature
-                problem = _NO_SELF if member.takes_no_self else call_problem(signature, call, known)
+                problem = TAKES_NO_SELF if member.takes_no_self else call_problem(signature, call, known)
                 if problem is not None:
                     self._found("SIG-07", f"vLLM calls {call}", f"{_declared(member)}: {problem}", member)
                 if member.asynchronous:
@@ -323,9 +325,6 @@ class _Look:
                     self._hint(
                         f"vLLM knows no {name}; did you mean the hook {close[0]}, which is not overridden?", member
                     )
-
-
-_NO_SELF = "it takes no argument, and so no instance"
 
 
 def _declared(member: Member) -> str:

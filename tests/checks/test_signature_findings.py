@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvconform.checks import signature
-from kvconform.checks.class_model import ClassObservation, Flag, Raised, RoleObservation
+from kvconform.checks.class_model import ClassObservation, ClassShape, Flag, Raised, RoleObservation
 from kvconform.engine.vllm_engine.construction import worker_first
 
 BUILT = RoleObservation("worker", is_connector=True, role_kept=True, kv_cache_config="kept")
@@ -110,40 +110,216 @@ def test_worker_that_waits_gets_the_scheduler_beside_it(waits: bool) -> None:
     assert (rescuer is not None) is waits
 
 
-class Base:
-    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None: ...
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> None: ...
-    def wait_for_layer_load(self, layer_name: str) -> None: ...
-    def shutdown(self) -> None: ...
+SHAPE = ClassShape(
+    "Vendors", ("shutdown",), 7, hma=True, constructor="Vendors(config)", constructor_problem="too many",
+    findings=(("SIG-06", "a", "b"),),
+)  # fmt: skip
+NO_SERVER = Raised("ConnectionError", "no server", "vendor.py:7 in __init__")
+NO_BASE = Raised("AttributeError", "no _role", missing="_role")
+FAILED = RoleObservation("worker", NO_SERVER)
+HUNG = RoleObservation("worker", hung=True)
 
 
-def test_order_of_parameters_is_compared_by_name() -> None:
-    class Swapped(Base):
-        def get_num_new_matched_tokens(self, num_computed_tokens: int, request: Any) -> None: ...  # type: ignore[override]
-
-    (finding,) = signature.signatures(Swapped, Base)
-    assert "its parameter 1 is num_computed_tokens, where vLLM passes request" in finding.observed
+def seen(**change: Any) -> ClassObservation:
+    return replace(SEEN, **change)
 
 
-def test_own_names_defaults_and_class_or_static_methods_are_legal() -> None:
-    class Odd(Base):
-        def get_num_new_matched_tokens(self, req: Any, done: int = 0, *, hint: str = "") -> None: ...
-
-        @staticmethod
-        def wait_for_layer_load(name: str) -> None: ...
-
-        @classmethod
-        def shutdown(cls) -> None: ...
-
-    assert rules(signature.signatures(Odd, Base)) == []
-    overridden = [call.hook for call in signature.ENGINE_CALLS if signature.overridden(Odd, Base, call.hook)]
-    assert overridden == ["get_num_new_matched_tokens", "shutdown", "wait_for_layer_load"]
+def scheduler(observation: RoleObservation) -> RoleObservation:
+    return replace(observation, role="scheduler")
 
 
-def test_hooks_that_do_not_take_what_the_engine_passes_are_found() -> None:
-    class Wrong(Base):
-        def wait_for_layer_load(self) -> None: ...  # type: ignore[override]
-        def start_load_kv(self, forward_context: Any, scheduler_output: Any = None) -> None: ...  # type: ignore[override]
-        def shutdown(self, grace: float) -> None: ...  # type: ignore[override]
+# -- what was seen ---------------------------------------------------------------------------------------------------
 
-    assert rules(signature.signatures(Wrong, Base)) == ["SIG-07"] * 3
+
+def test_exception_is_told_with_its_place_unless_it_is_the_call_itself() -> None:
+    assert str(NO_SERVER) == "ConnectionError: no server (vendor.py:7 in __init__)"
+    assert str(replace(NO_SERVER, in_call=True)) == str(replace(NO_SERVER, where="")) == "ConnectionError: no server"
+
+
+@pytest.mark.parametrize(
+    ("observation", "obstacle"),
+    [
+        (ClassObservation(), "the constructor did not return"),
+        (seen(scheduler=scheduler(HUNG)), "the constructor did not return"),
+        (seen(worker=HUNG), "the constructor did not return"),
+        (seen(scheduler=scheduler(FAILED)), str(NO_SERVER)),
+        (seen(worker=FAILED, scheduler=None), str(NO_SERVER)),
+        (seen(imported=NO_SERVER, worker=None), str(NO_SERVER)),
+        (seen(resolved=NO_SERVER, worker=None), str(NO_SERVER)),
+    ],
+)
+def test_first_obstacle_is_told(observation: ClassObservation, obstacle: str) -> None:
+    assert observation.obstacle == obstacle
+
+
+@pytest.mark.parametrize("kind", ["NotSimulated", "NotCoveredError"])
+def test_what_the_kit_does_not_have_is_told_wherever_it_was_asked_for(kind: str) -> None:
+    lacking, worker = Raised(kind, "a tokenizer"), replace(BUILT, hooks={"shutdown": NO_SERVER})
+    assert SEEN.not_simulated == seen(worker=worker, imported=NO_SERVER).not_simulated == ""
+    for change in (
+        {"imported": lacking},
+        {"answers_after": {"supports_sleep_mode": lacking}},
+        {"scheduler_alone": RoleObservation("scheduler", lacking)},
+        {"worker": replace(worker, flags={"requires_kv_delivery": Flag(raised=lacking)})},
+        {"worker": replace(worker, hooks={"shutdown": NO_SERVER, "take_events": lacking})},
+    ):
+        assert seen(**change).not_simulated == "a tokenizer"
+
+
+def test_shape_survives_json() -> None:
+    observation = seen(shape=SHAPE)
+    assert ClassObservation.from_dict(json.loads(json.dumps(observation.to_dict()))) == observation
+
+
+# -- how it is built ---------------------------------------------------------------------------------------------------
+
+
+def test_constructor_that_does_not_take_three_arguments_is_told_with_what_vllm_says() -> None:
+    resolved = Raised("ValueError", "no kv_cache_config")
+    (finding,) = signature.constructor(seen(shape=SHAPE, resolved=resolved, worker=FAILED))
+    assert (finding.rule, finding.observed) == ("SIG-01", "Vendors(config): too many")
+    assert finding.details == ("vLLM's factory raises ValueError: no kv_cache_config",)
+    (finding,) = signature.constructor(seen(shape=SHAPE, scheduler=scheduler(FAILED)))
+    assert finding.details == (f"vLLM's factory raises {NO_SERVER}",)
+    (finding,) = signature.constructor(seen(shape=SHAPE))
+    assert finding.details == ()
+
+
+def test_class_that_can_be_built_by_keyword_only_is_found_once() -> None:
+    shape = replace(SHAPE, constructor_problem="")
+    by_keyword = replace(FAILED, by_keyword=True)
+    (finding,) = signature.constructor(seen(shape=shape, worker=by_keyword, scheduler=scheduler(by_keyword)))
+    assert finding.rule == "SIG-01"
+    assert "for the worker role it raises ConnectionError: no server" in finding.observed
+    assert len(list(signature.constructor(seen(shape=shape, scheduler=scheduler(by_keyword))))) == 1
+    for legal in (seen(shape=shape, worker=FAILED), seen(shape=shape, worker=replace(BUILT, by_keyword=True)), SEEN):
+        assert list(signature.constructor(legal)) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "kind", "rule"),
+    [(signature.keyword, "ValueError", "SIG-02"), (signature.resolution, "AttributeError", "SIG-10")],
+)
+def test_refusal_of_the_factory_is_known_by_its_kind(check: Any, kind: str, rule: str) -> None:
+    (finding,) = check(seen(resolved=Raised(kind, "x")))
+    assert (finding.rule, finding.observed) == (rule, f"vLLM raises {kind}: x")
+    assert list(check(seen(resolved=Raised("ImportError", "x")))) == list(check(SEEN)) == []
+
+
+@pytest.mark.parametrize(
+    ("worker", "observed"),
+    [
+        (replace(BUILT, base_missing=NO_BASE), "the base class's constructor has not run: AttributeError: no _role"),
+        (RoleObservation("worker", NO_BASE), "the base class's constructor has not run: AttributeError: no _role"),
+        (replace(BUILT, kv_cache_config="None"), "its _kv_cache_config is None, not the one"),
+        (replace(BUILT, kv_cache_config="another"), "its _kv_cache_config is another object, not the one"),
+    ],
+)
+def test_base_class_that_was_not_set_up_is_told_once_for_both_roles(worker: RoleObservation, observed: str) -> None:
+    (finding,) = signature.base_constructor(seen(worker=worker, scheduler=scheduler(worker)))
+    assert finding.observed.startswith(observed)
+    assert "the worker-role instance" in finding.expected
+    (finding,) = signature.base_constructor(seen(scheduler=scheduler(worker)))
+    assert "the scheduler-role instance" in finding.expected
+
+
+@pytest.mark.parametrize(
+    "worker",
+    [BUILT, HUNG, FAILED, RoleObservation("worker", Raised("AttributeError", "x", missing="own")),
+     replace(BUILT, is_connector=False, role_kept=False), replace(BUILT, hung=True, role_kept=False), None],
+)  # fmt: skip
+def test_role_without_an_instance_of_a_connector_hides_nothing_of_the_other_one(worker: RoleObservation | None) -> None:
+    assert list(signature.base_constructor(seen(worker=worker))) == []
+    other = replace(BUILT, role="scheduler", role_kept=False)
+    assert rules(signature.base_constructor(seen(worker=worker, scheduler=other))) == ["SIG-04"]
+
+
+def test_instance_of_another_class_is_found_once() -> None:
+    other = replace(BUILT, is_connector=False, kind="Store")
+    (finding,) = signature.subclass(seen(worker=other, scheduler=scheduler(other)))
+    assert finding.rule == "SIG-05"
+    assert "building the worker role gives an object of type Store" in finding.observed
+    assert rules(signature.subclass(seen(scheduler=scheduler(other)))) == ["SIG-05"]
+    assert list(signature.subclass(seen(worker=FAILED))) == list(signature.subclass(SEEN)) == []
+
+
+# -- flags, answers and hooks ------------------------------------------------------------------------------------------
+
+
+def test_every_flag_that_is_no_bool_is_found_once() -> None:
+    flags = {"one": Flag("bool"), "two": Flag("method"), "three": Flag("", Raised("KeyError", "'role'"))}
+    worker = replace(BUILT, flags=flags)
+    observation = seen(worker=worker, scheduler=replace(scheduler(worker), flags={**flags, "four": Flag("int")}))
+    found = list(signature.flags(observation))
+    assert [(finding.rule, finding.expected) for finding in found] == [
+        ("SIG-08", "two is a bool"), ("SIG-08", "three is a bool"), ("SIG-08", "four is a bool"),
+    ]  # fmt: skip
+    assert found[0].observed == "two of the worker-role instance is of type method, always true"
+    assert found[1].observed == "three of the worker-role instance raises KeyError: 'role'"
+    assert signature.flags_read(observation) == 2
+
+
+def test_answer_that_works_only_after_a_constructor_has_run_is_found() -> None:
+    early, late = "supports_sleep_mode", "build_prom_metrics"
+    (finding,) = signature.answers(seen(answers_before={late: None, early: NO_SERVER}, answers_after={early: None}))
+    assert finding.rule == "SIG-09"
+    assert f"called on the class it raises {NO_SERVER}" in finding.observed
+    for before, after in (
+        ({early: NO_SERVER}, {early: NO_SERVER}),
+        ({early: NO_SERVER}, {}),
+        ({early: None}, {early: None}),
+    ):
+        assert list(signature.answers(seen(answers_before=before, answers_after=after))) == []
+
+
+def test_import_as_slow_as_allowed_is_not_found() -> None:
+    assert rules(signature.import_effects(seen(seconds=2.0), slow=2.0)) == []
+    assert rules(signature.import_effects(seen(effects=("wrote the file x",), seconds=3.0), slow=2.0)) == ["SIG-12"] * 2
+
+
+@pytest.mark.parametrize(
+    ("alone", "trouble"), [(FAILED, f"raised {NO_SERVER}"), (HUNG, "did not return")], ids=["raised", "hung"]
+)
+def test_scheduler_role_that_needs_a_worker_beside_it_is_found(alone: RoleObservation, trouble: str) -> None:
+    (finding,) = signature.independence(seen(scheduler_alone=scheduler(alone)))
+    assert finding.rule == "SIG-13"
+    assert f"the scheduler role's constructor {trouble}; after a worker role it succeeded" in finding.observed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"worker": FAILED},
+        {"worker_again": BUILT},
+        {"worker": None, "worker_again": BUILT},
+        {"scheduler_alone": scheduler(BUILT)},
+        {"scheduler": None, "scheduler_alone": scheduler(FAILED)},
+        {"scheduler": scheduler(FAILED), "scheduler_alone": scheduler(FAILED)},
+    ],
+    ids=repr,
+)
+def test_role_that_is_built_or_fails_in_any_order_needs_no_other_one(change: dict[str, Any]) -> None:
+    assert list(signature.independence(seen(**change))) == []
+
+
+def test_hook_that_raises_on_a_fresh_instance_is_found_for_each_role() -> None:
+    hooks = {
+        "set_xfer_handshake_metadata": NO_SERVER,
+        "shutdown": NO_SERVER,
+        "take_events": NO_SERVER,
+        "get_finished": None,
+    }
+    worker = replace(BUILT, hooks=hooks)
+    observation = seen(worker=worker, scheduler=replace(BUILT, role="scheduler", hooks={"shutdown": NO_BASE}))
+    asked = {"shutdown": "SHUT-02", "set_xfer_handshake_metadata": "ROLE-10", "get_finished": "ROLE-03"}
+    found = list(signature.fresh_hooks(observation, asked))
+    assert [(finding.rule, finding.observed) for finding in found] == [
+        ("ROLE-10", f"set_xfer_handshake_metadata({{}}) raised {NO_SERVER}"),
+        ("SHUT-02", f"shutdown() raised {NO_SERVER}"),
+    ]
+    assert "freshly built worker-role instance" in found[0].expected
+    works = replace(BUILT, role="scheduler", hooks={"shutdown": None})
+    assert signature.fresh_calls(seen(worker=worker, scheduler=works), "shutdown") == 1
+    assert signature.fresh_calls(seen(worker=worker, scheduler=works), "get_finished") == 1
+    assert signature.fresh_calls(SEEN, "shutdown") == 0

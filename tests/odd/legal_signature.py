@@ -33,7 +33,10 @@ class StarArguments(FileStoreConnector):
 
 
 class Cached(StarArguments):
-    """A subclass of a subclass; a cached flag, a partial method, static methods for the class-level answers."""
+    """A subclass of a subclass; a cached flag, a partial method, static methods for the class-level answers.
+
+    One parameter by position only, and the one behind it by its usual name.
+    """
 
     @cached_property
     def requires_kv_delivery(self) -> bool:
@@ -44,6 +47,9 @@ class Cached(StarArguments):
         return super().get_block_ids_with_load_errors()
 
     get_block_ids_with_load_errors = partialmethod(_take, "all")
+
+    def get_num_new_matched_tokens(self, request: Any, /, num_computed_tokens: int) -> tuple[int | None, bool]:
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
     @staticmethod
     def get_required_kvcache_layout(vllm_config: Any) -> str | None:
