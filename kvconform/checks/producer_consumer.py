@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kvconform.checks.calls import finishes, raised
+from kvconform.checks.calls import raised
 from kvconform.checks.hand_offs import CONSUMER, PRODUCER, Decode, Prefill, arrived, of_decodes, prefills
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.history import (
@@ -198,7 +198,8 @@ def preempted_in_the_last_step(history: History) -> Iterator[Prefill]:
 def _delivery_not_required(history: History) -> Iterator[Finding]:
     shown = [p for p in prefills(history) if p.handed_off and p.held and any(map(arrived, p.decodes))]
     for prefill in preempted_in_the_last_step(history):
-        if shown and prefill.ended is not None and prefill.status in _NORMAL and not prefill.handed_off:
+        if shown and prefill.status in _NORMAL and not prefill.handed_off:
+            assert prefill.ended is not None
             yield Finding(
                 "PRE-06",
                 f"{prefill.request} is computed again and handed off, as {shown[0].request} was: requires_kv_delivery "
@@ -284,14 +285,6 @@ def _parameters_seen(history: History) -> Mapping[str, int]:
     queries = history.calls("get_num_new_matched_tokens")
     count = len({call.args["request"] for call in queries if (call.engine, call.args["request"]) in of_params})
     return {"requests with parameters in other words": count}
-
-
-def handed_off(history: History) -> int:
-    """Prefills for which the connector returned parameters for a consumer."""
-    return sum(
-        call.engine == PRODUCER and isinstance(call.result, tuple) and len(call.result) == 2 and bool(call.result[1])
-        for call in finishes(history)
-    )
 
 
 _NO_HAND_OFF = "no consumer loaded what a producer had handed off"
