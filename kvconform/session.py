@@ -29,6 +29,7 @@ from kvconform.census import Census
 from kvconform.config import RunConfig
 from kvconform.coverage_report import COVERAGE_PLUGIN, CoveragePlugin, coverage_of
 from kvconform.errors import UsageError
+from kvconform.isolation.sharing import SharedNursery
 from kvconform.judgement import BASELINE, explain_outcome
 from kvconform.outcomes import PROPERTY, entries_in, results_in, rules_of, target_of
 from kvconform.report.model import RunReport, build_report, describe_environment
@@ -69,6 +70,7 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
     session = ConformanceSession(config, run_config, targets, unusable)
     config.pluginmanager.register(session, "kvconform-session")
     if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SharedNursery(run_config), "kvconform-shared-nursery")
         from kvconform.report.progress import Progress
 
         config.pluginmanager.register(Progress(config, targets), "kvconform-progress")

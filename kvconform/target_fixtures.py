@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import pytest
 
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
+from kvconform.isolation.sharing import shared_with
 from kvconform.report.spent import Spent
 from kvconform.target import Target
 
@@ -37,6 +38,8 @@ class Rooms:
     config: pytest.Config
     #: Whether a test will want processes that hash otherwise; importing vLLM for them takes as long as for the first.
     hashing_otherwise_too: bool = False
+    #: Where a process of xdist's reaches the nurseries of its run, see :mod:`kvconform.isolation.sharing`.
+    shared: Sequence[str] = ()
     _nursery: Nursery | None = None
     _rooms: dict[str, Room] = field(default_factory=dict)
 
@@ -47,7 +50,7 @@ class Rooms:
 
         run_config = self.config.stash[RUN_CONFIG]
         if self._nursery is None:
-            self._nursery = Nursery(run_config.resolved_device, engine=run_config.resolved_engine)
+            self._nursery = Nursery(run_config.resolved_device, engine=run_config.resolved_engine, shared=self.shared)
             if self.hashing_otherwise_too:
                 self._nursery.otherwise_hashing().warm_up()
         if target.id not in self._rooms:
@@ -77,9 +80,10 @@ class Rooms:
 def _rooms(request: pytest.FixtureRequest) -> Iterator[Rooms]:
     """Where connectors are imported and run: never in pytest's own process."""
     wanted = any(OTHERWISE_HASHING in getattr(item, "fixturenames", ()) for item in request.session.items)
-    # A worker of xdist does not know which tests it will get, and there are others to keep the processors busy.
-    alone = not hasattr(request.config, "workerinput")
-    rooms = Rooms(request.config, wanted and alone and (os.cpu_count() or 1) > 1)
+    shared = shared_with(request.config)
+    # A worker of xdist does not know which tests it will get; one that imports for itself alone would do so in vain.
+    wanted = wanted and (bool(shared) or not hasattr(request.config, "workerinput"))
+    rooms = Rooms(request.config, wanted and (os.cpu_count() or 1) > 1, shared)
     yield rooms
     rooms.close()
 

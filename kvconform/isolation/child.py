@@ -1,20 +1,22 @@
 """The connector's own process, and the nursery from which it is forked.
 
-Started by :mod:`kvconform.isolation.room` as ``python -m kvconform.isolation.child FD STACKS``. The nursery imports
-torch and vLLM once and never touches a connector; for every order on the socket FD it forks a process that loads the
-connector and answers on a socket of its own. So a new process after a hang or a crash costs a moment, not an import of
-vLLM. Standard output and error belong to the connector; STACKS is where stacks are written on SIGUSR1.
+Started by :mod:`kvconform.isolation.nursery` as ``python -m kvconform.isolation.child FOLDER FD [FD]``. The nursery
+imports torch and vLLM once and never touches a connector; for every order on the first socket it forks a process that
+loads the connector and answers on a socket of its own. So a new process after a hang or a crash costs a moment, not an
+import of vLLM. Standard output and error belong to the connector; in FOLDER stacks are written on SIGUSR1. The second
+socket is where other processes of the run may connect, see :mod:`kvconform.isolation.server`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
+import gc
 import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,30 +24,27 @@ from typing import Any
 from kvconform.errors import UsageError
 from kvconform.isolation.codec import dump_examination, from_bytes, load_program, to_bytes
 from kvconform.isolation.orphans import die_with_parent
-
-# Orders are small: a folder list and a connector's configuration.
-MAX_ORDER = 1 << 20
+from kvconform.isolation.server import Server
 
 
 def main(arguments: list[str]) -> None:
     """Serve orders until the other end is closed."""
-    control = socket.socket(fileno=int(arguments[0]))
-    stacks = arguments[1]
     die_with_parent()
-    while True:
-        order, descriptors, _, _ = socket.recv_fds(control, MAX_ORDER, 1)
-        if not order:
-            return
-        request = json.loads(order)
-        if request["order"] == "preload":
-            answer = _preload(request)
-        elif request["order"] == "prepare":
-            answer = _prepare(request)
-        elif request["order"] == "start":
-            answer = {"pid": _fork(control, descriptors[0], request, stacks)}
-        else:
-            answer = {"ended": _reap(request["pid"])}
-        control.sendall(to_bytes(answer) + b"\n")
+    folder, *descriptors = arguments
+    control, *listeners = (socket.socket(fileno=int(descriptor)) for descriptor in descriptors)
+    listener = listeners[0] if listeners else None
+    Server(control, listener, Path(folder), {"preload": _preload, "prepare": _prepare}, _run).serve()
+
+
+@contextlib.contextmanager
+def _for_good() -> Iterator[None]:
+    """The collector leaves alone what is imported, here and in forked processes: it would look for garbage in vain."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _preload(request: dict[str, Any]) -> dict[str, Any]:
@@ -53,8 +52,7 @@ def _preload(request: dict[str, Any]) -> dict[str, Any]:
     sys.path[:] = request["sys_path"]
     # The interpreter has its seed; what reads the variable from now on, vLLM above all, sees the parent's.
     os.environ.pop("PYTHONHASHSEED", None)
-    if request["hash_seed"] is not None:
-        os.environ["PYTHONHASHSEED"] = request["hash_seed"]
+    os.environ.update(request["environment"])
     from kvconform.api import set_up
 
     set_up(request["device"])
@@ -62,7 +60,7 @@ def _preload(request: dict[str, Any]) -> dict[str, Any]:
         from kvconform.engine.embedded import finder
 
         finder.install()
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), _for_good():
         import vllm.distributed.kv_transfer.kv_connector.factory
         import vllm.distributed.kv_transfer.kv_connector.v1.base  # noqa: F401
     return {"ready": True}
@@ -73,51 +71,40 @@ def _prepare(request: dict[str, Any]) -> dict[str, Any]:
     from kvconform.api import prepare
 
     try:
-        prepare(request["device"])
-        import vllm.distributed.parallel_state
-        import vllm.lora.request
-        import vllm.v1.core.sched.scheduler
-        import vllm.v1.structured_output
-        import vllm.v1.worker.gpu.kv_connector
-        import vllm.v1.worker.kv_connector_model_runner_mixin
-        import vllm.v1.worker.utils  # noqa: F401
+        with _for_good():
+            prepare(request["device"])
+            import vllm.distributed.parallel_state
+            import vllm.lora.request
+            import vllm.v1.core.sched.scheduler
+            import vllm.v1.structured_output
+            import vllm.v1.worker.gpu.kv_connector
+            import vllm.v1.worker.kv_connector_model_runner_mixin
+            import vllm.v1.worker.utils  # noqa: F401
 
-        import kvconform.engine.vllm_engine.layers  # noqa: F401
-        from kvconform.engine.vllm_engine.configuration import inspect_model
+            import kvconform.engine.vllm_engine.layers  # noqa: F401
+            from kvconform.engine.vllm_engine.configuration import inspect_model
 
-        inspect_model()
+            inspect_model()
     except UsageError as error:
         return {"usage": str(error)}
     return {"ready": True}
 
 
-def _fork(control: socket.socket, descriptor: int, request: dict[str, Any], stacks: str) -> int:
-    pid = os.fork()
-    if pid:
-        os.close(descriptor)
-        return pid
-    control.close()
+def _run(answers: int, request: dict[str, Any], stacks: Path) -> None:
+    """What a forked process does; ends it."""
     die_with_parent()
+    sys.path[:] = request["sys_path"]
     # The file stays open for the life of the process: faulthandler writes to it from the signal handler.
-    faulthandler.register(signal.SIGUSR1, file=Path(stacks).open("w"), all_threads=True)  # noqa: SIM115
+    faulthandler.register(signal.SIGUSR1, file=stacks.open("w"), all_threads=True)
     code = 1
     try:
-        _serve(Connection(descriptor), request, Path(stacks).parent)
+        _serve(Connection(answers), request, stacks.parent)
         code = 0
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
-
-
-def _reap(pid: int) -> int | None:
-    """The exit code of a process that was forked here, negative for a signal, None while it runs."""
-    try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return 0  # asked again after it was collected
-    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:

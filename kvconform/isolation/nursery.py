@@ -1,4 +1,4 @@
-"""The process that has vLLM imported and forks connectors' processes on demand; one per pytest process."""
+"""The process that has vLLM imported and forks connectors' processes on demand; one per run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
 from kvconform.errors import UsageError
 from kvconform.isolation.codec import to_bytes
+from kvconform.isolation.server import CHUNK, SOCKET_NAME
 
 # Importing torch and vLLM on a loaded machine.
 START_LIMIT = 300.0
@@ -27,6 +29,10 @@ _SEED = "PYTHONHASHSEED"
 # Seconds that a process gets to end by itself before it is killed: none, except where its lines are measured.
 _GRACE = float(os.environ.get("KVCONFORM_GRACE", "0"))
 _OUTPUT_KEPT = 16  # chunks of 4 KiB
+
+
+class _LostError(Exception):
+    """A nursery that another process had started has gone."""
 
 
 class Nursery:
@@ -37,12 +43,16 @@ class Nursery:
         hash_seed: of Python's ``hash()`` in its processes; their environment is the parent's all the same, because vLLM
             derives block hashes from it.
         engine: "embedded" puts the stand-in in vLLM's place.
+        shared: folders of nurseries that another process of the run has started (:meth:`share`): of one like this, and
+            of one that hashes otherwise. If they cannot be reached, this one starts its own.
     """
 
     #: What its process runs as ``python -m``.
     module = "kvconform.isolation.child"
 
-    def __init__(self, device: str, hash_seed: str | None = None, engine: str = "vllm") -> None:
+    def __init__(
+        self, device: str, hash_seed: str | None = None, engine: str = "vllm", *, shared: Sequence[str] = ()
+    ) -> None:
         self._device = device
         self._engine = engine
         self._hash_seed = hash_seed
@@ -51,11 +61,27 @@ class Nursery:
         self._control: socket.socket | None = None
         self._output: collections.deque[bytes] = collections.deque(maxlen=_OUTPUT_KEPT)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._shared = tuple(shared)
+        self._stacks: dict[int, Path] = {}
         self._preloaded = self._prepared = False
         #: Seconds that somebody has waited for it to be ready.
         self.waited = 0.0
         self._warming: threading.Thread | None = None
         self._at_work = threading.RLock()
+
+    def share(self) -> tuple[str, ...]:
+        """Start it for other processes of the run as well, and another that hashes otherwise; what they need to know.
+
+        Nothing is imported until the first of them asks. Empty if a socket cannot have so long a name here.
+        """
+        pair = (self, self.otherwise_hashing())
+        try:
+            for nursery in pair:
+                nursery._spawn(shared=True)
+        except OSError:
+            self.close()
+            return ()
+        return tuple(nursery._folder.name for nursery in pair if nursery._folder is not None)
 
     def warm_up(self) -> None:
         """Import everything now, in the background; what goes wrong is said by the first who needs it."""
@@ -79,17 +105,33 @@ class Nursery:
         Raises:
             UsageError: vLLM cannot be used here.
         """
+        try:
+            return self._start(setup)
+        except _LostError:
+            # The process that others had started is gone.
+            self._shared = ()
+            return self._start(setup)
+
+    def _start(self, setup: dict[str, Any]) -> tuple[int, Connection]:
         began = time.monotonic()
         self._ready(engine="load" not in setup)
         self.waited += time.monotonic() - began
         ours, theirs = socket.socketpair()
-        with theirs:
-            answer = self._order({"order": "start", **setup}, [theirs.fileno()])
-        return int(answer["pid"]), Connection(ours.detach())
+        output, printed = os.pipe()
+        self._keep_output(os.fdopen(output, "rb", buffering=0))
+        with contextlib.ExitStack() as unless_it_starts:
+            unless_it_starts.callback(ours.close)
+            with theirs, os.fdopen(printed, "wb", buffering=0):
+                order = {"order": "start", "sys_path": _search_path(), "environment": _environment(), **setup}
+                answer = self._order(order, [theirs.fileno(), printed])
+            unless_it_starts.pop_all()
+        pid = int(answer["pid"])
+        self._stacks[pid] = Path(answer["stacks"])
+        return pid, Connection(ours.detach())
 
     def _ready(self, *, engine: bool) -> None:
         with self._at_work:
-            if self._process is None or self._process.poll() is not None:
+            if self._control is None or (self._process is not None and self._process.poll() is not None):
                 self._spawn()
             if not self._preloaded:
                 self._order(
@@ -98,7 +140,7 @@ class Nursery:
                         "device": self._device,
                         "engine": self._engine,
                         "sys_path": _search_path(),
-                        "hash_seed": os.environ.get(_SEED),
+                        "environment": _environment(),
                     }
                 )
                 self._preloaded = True
@@ -118,12 +160,16 @@ class Nursery:
         """A nursery whose processes have another seed of ``hash()`` and other addresses; closed with this one."""
         if self._other is None:
             seed = os.environ.get(_SEED)
-            self._other = Nursery(self._device, "271828" if seed != "271828" else "314159", self._engine)
+            other_seed = "271828" if seed != "271828" else "314159"
+            self._other = Nursery(self._device, other_seed, self._engine, shared=self._shared[1:])
         return self._other
 
     def ended(self, pid: int) -> int | None:
         """The exit code of a process, negative for a signal, None while it runs."""
-        return self._order({"order": "reap", "pid": pid})["ended"]  # type: ignore[no-any-return]
+        try:
+            return self._order({"order": "reap", "pid": pid})["ended"]  # type: ignore[no-any-return]
+        except _LostError:
+            return -signal.SIGKILL  # see orphans.py: they end with the process that they were forked from
 
     def kill(self, pid: int) -> None:
         """End a process, whatever it is doing."""
@@ -142,10 +188,10 @@ class Nursery:
     def stacks(self, pid: int) -> str:
         """The stacks of all threads of a process; one that is stopped hard has none to show."""
         os.kill(pid, signal.SIGUSR1)
-        text = ""
+        text, file = "", self._stacks[pid]
         for _ in range(40):
             time.sleep(0.05)
-            before, text = text, self._stacks.read_text(errors="replace") if self._stacks.exists() else ""
+            before, text = text, file.read_text(errors="replace") if file.exists() else ""
             if text and text == before:
                 break
         return text
@@ -183,46 +229,67 @@ class Nursery:
         process.kill()
         process.wait()
 
-    @property
-    def _stacks(self) -> Path:
-        assert self._folder is not None, "nothing was started"
-        return Path(self._folder.name) / "stacks.txt"
-
-    def _spawn(self) -> None:
+    def _spawn(self, *, shared: bool = False) -> None:
         if self._control is not None:
             self._control.close()
         if self._folder is not None:
             self._folder.cleanup()
+        self._preloaded = self._prepared = False
+        if self._shared and self._connect(Path(self._shared[0]) / SOCKET_NAME):
+            return
         self._folder = tempfile.TemporaryDirectory(prefix="kvconform-room-", ignore_cleanup_errors=True)
         ours, theirs = socket.socketpair()
-        with theirs:
+        self._control = ours
+        with contextlib.ExitStack() as sockets:
+            descriptors = [sockets.enter_context(theirs).fileno()]
+            if shared:
+                listener = sockets.enter_context(socket.socket(socket.AF_UNIX))
+                listener.bind(str(Path(self._folder.name) / SOCKET_NAME))
+                listener.listen()
+                descriptors.append(listener.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(theirs.fileno()), str(self._stacks)],
+                [sys.executable, "-m", self.module, self._folder.name, *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
                 env=_environment() if self._hash_seed is None else {**_environment(), _SEED: self._hash_seed},
             )
-        self._control = ours
         assert self._process.stdout is not None
-        reader = threading.Thread(
-            target=_drain, args=(self._process.stdout, self._output), daemon=True, name="kvconform-output"
-        )
-        reader.start()
-        self._preloaded = self._prepared = False
+        self._keep_output(self._process.stdout)
+
+    def _connect(self, address: Path) -> bool:
+        """Whether the process that others have started could be reached; else this one starts its own from now on."""
+        self._control = socket.socket(socket.AF_UNIX)
+        try:
+            self._control.connect(str(address))
+        except OSError:
+            self._control.close()
+            self._control, self._shared = None, ()
+        return self._control is not None
+
+    def _keep_output(self, stream: IO[bytes]) -> None:
+        threading.Thread(target=_drain, args=(stream, self._output), daemon=True, name="kvconform-output").start()
 
     def _order(self, message: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
         control = self._control
-        assert control is not None
-        socket.send_fds(control, [to_bytes(message)], descriptors or [])
+        if control is None:
+            raise _LostError
         answer = b""
-        while not answer.endswith(b"\n"):
-            readable, _, _ = select.select([control], [], [], START_LIMIT)
-            chunk = control.recv(1 << 16) if readable else b""
-            if not chunk:
+        with contextlib.suppress(ConnectionError):  # told apart below
+            order = to_bytes(message) + b"\n"
+            sent = socket.send_fds(control, [order], descriptors or [])
+            control.sendall(order[sent:])
+            more = b"?"
+            while more and not answer.endswith(b"\n"):
+                readable, _, _ = select.select([control], [], [], START_LIMIT)
+                answer += (more := control.recv(CHUNK) if readable else b"")
+        if not answer.endswith(b"\n"):
+            if self._process is not None:
                 raise UsageError(f"The kit's process with vLLM could not be started; it printed:\n{self.output()}")
-            answer += chunk
+            self._control = None
+            control.close()
+            raise _LostError
         decoded: dict[str, Any] = json.loads(answer)
         return decoded
 

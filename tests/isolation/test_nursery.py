@@ -37,7 +37,8 @@ def test_nursery_that_was_warmed_up_is_the_one_that_is_used(nursery: Nursery) ->
 def test_closing_a_nursery_takes_its_process_and_its_folder_with_it(nursery: Nursery) -> None:
     nursery.warm_up()
     assert nursery._process is not None
-    process, folder = nursery._process, nursery._stacks.parent
+    assert nursery._folder is not None
+    process, folder = nursery._process, Path(nursery._folder.name)
     assert folder.is_dir()
     nursery.close()
     assert process.poll() is not None
