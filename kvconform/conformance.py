@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -145,9 +146,8 @@ class Conformance:
 
     def _examine_here(self, program: Program) -> Examination:
         history = self.play(program)
-        release = release_of(self.config.resolved_engine) or ""
         examination = replace(
-            self._fair(examine(history, release)),
+            self._fair(examine(history, self._release)),
             capabilities=capabilities.exercised(history),
             offered=offered_by_request(history),
         )
@@ -156,6 +156,10 @@ class Conformance:
         if refusal is not None and (examination.clean or _stumbles_anyway(program, examination)):
             raise Refused(refusal)
         return examination
+
+    @cached_property
+    def _release(self) -> str:
+        return release_of(self.config.resolved_engine) or ""
 
     @property
     def observation(self) -> ClassObservation:
@@ -254,7 +258,7 @@ class Conformance:
 
     def demand(self, rule: str) -> None:
         """Raises NotApplicable if ``rule`` is none of the installed vLLM's release."""
-        known, version = load_catalogue().rule(rule), release_of(self.config.resolved_engine) or ""
+        known, version = load_catalogue().rule(rule), self._release
         if version and not known.applies_to(version):
             last = f" until {known.until}" if known.until else ""
             raise NotApplicable(f"a rule of vLLM from {known.since} on{last}; installed is {version}")

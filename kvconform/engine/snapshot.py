@@ -6,12 +6,21 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 
 MAX_DEPTH = 8
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+_Sort = Literal["atom", "mapping", "sequence", "set", "tensor", "object"]
+_SORTS: Mapping[_Sort, tuple[type[Any], ...]] = {
+    "atom": (bool, int, float, str, bytes, Enum),
+    "mapping": (Mapping,),
+    "sequence": (list, tuple),
+    "set": (set, frozenset),
+    "tensor": (torch.Tensor,),
+}
 
 
 @dataclass(frozen=True)
@@ -25,32 +34,42 @@ class ObjectState:
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     """A copy that shares nothing mutable with ``value``; what can't be looked into is stood for by its type's name."""
     exact = type(value)
+    # By far the most common ones first.
     if exact in _ATOMS:
         return value
-    # By far the most common ones first; their exact types, because asking an abstract class costs more than the copy.
     if depth and exact is list:
         return [item if type(item) in _ATOMS else plain(item, depth - 1) for item in list(value)]
-    if isinstance(value, (bool, int, float, str, bytes, Enum)):
+    sort, kind, slots = _kind(exact)  # type: ignore[arg-type]  # a class is hashable
+    if sort == "atom":
         return value
-    kind = f"{exact.__module__}.{exact.__qualname__}"
     if depth == 0:
         return kind
-    if exact is dict or isinstance(value, Mapping):
+    if sort == "mapping":
         # Containers are copied first: a thread of the connector may be at work on them.
         return {_key(key): plain(item, depth - 1) for key, item in list(value.items())}
-    if isinstance(value, (list, tuple)):
+    if sort == "sequence":
         return [plain(item, depth - 1) for item in list(value)]
-    if isinstance(value, (set, frozenset)):
+    if sort == "set":
         return frozenset(_key(item) for item in list(value))
-    if isinstance(value, torch.Tensor):
+    if sort == "tensor":
         return (kind, tuple(value.shape), _digest(value))
     attributes = dict(getattr(value, "__dict__", {}))
-    for name in _slots(type(value)):
+    for name in slots:
         if hasattr(value, name):
             attributes[name] = getattr(value, name)
     if not attributes:
         return kind
     return ObjectState(kind, {name: plain(item, depth - 1) for name, item in attributes.items() if not callable(item)})
+
+
+@lru_cache(maxsize=4096)
+def _kind(exact: Any) -> tuple[_Sort, str, tuple[str, ...]]:
+    """What a type is to :func:`plain`, its name, and its slots: asking abstract classes costs more than a copy."""
+    name = f"{exact.__module__}.{exact.__qualname__}"
+    for sort, bases in _SORTS.items():
+        if issubclass(exact, bases):
+            return sort, name, ()
+    return "object", name, tuple(_slots(exact))
 
 
 def _key(value: Any) -> Any:
