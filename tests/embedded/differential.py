@@ -4,7 +4,8 @@
     python tests/embedded/differential.py --sample 9     every ninth connector, on the tests of its rules only
     python tests/embedded/differential.py --only REGEX   some connectors
     python tests/embedded/differential.py --narrow       mutants on the tests of their rules only
-    python tests/embedded/differential.py --kept FILE    keep what vLLM gave, for kill_matrix.py --resume FILE
+    python tests/embedded/differential.py --kept FILE    keep what vLLM gave, for kill_matrix.py --resume FILE, or with
+                                                         --narrow for kill_matrix.py --narrow --resume FILE
 
 Both engines have to give the same verdict on each rule in each test and, for every program that the suites play, drawn
 ones included, the same findings and the same history: connector calls with the essentials of their arguments, what was
@@ -272,12 +273,12 @@ def complaints(done: Sequence[Compared], listed: Sequence[Listed]) -> list[str]:
 @click.option("--only", default="", help="Only connectors that match this regular expression.")
 @click.option("--sample", default=0, help="Only every so many-th connector, on the tests of its rules.")
 @click.option("--narrow", is_flag=True, help="Mutants on the tests of their rules only.")
-@click.option("--kept", type=click.Path(path_type=Path), help="Keep what vLLM gave in this file; not with --narrow.")
+@click.option("--kept", type=click.Path(path_type=Path), help="Keep what vLLM gave in this file.")
 @click.option("--jobs", default=1, show_default=True, help="pytest processes at a time.")
 def main(only: str, sample: int, narrow: bool, kept: Path | None, jobs: int) -> None:
     """Run the differential test."""
-    if kept is not None and (narrow or sample):
-        raise click.UsageError("--kept is for whole suites: without --narrow and --sample.")
+    if kept is not None and sample:
+        raise click.UsageError("--kept is for all connectors: without --sample.")
     if not str(vllm_version()).startswith(STANDIN_RELEASE):
         raise click.UsageError(f"the engine 'embedded' follows vLLM {STANDIN_RELEASE}; installed is {vllm_version()}.")
     entries = [
