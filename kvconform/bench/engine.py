@@ -22,8 +22,8 @@ from kvconform.bench.plan import Case
 from kvconform.engine import compat
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
-from kvconform.engine.vllm_engine.forward import ScheduledRequest
 from kvconform.engine.vllm_engine.requests import build_request, hash_function
+from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.engine.vllm_engine.startup import build_scheduler
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
 from kvconform.kvcache.build import plan_kv_cache

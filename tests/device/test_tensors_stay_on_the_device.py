@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from kvconform.device import DeviceWork
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.configuration import build_vllm_config
-from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
+from kvconform.engine.vllm_engine.forward import LayerForward
 from kvconform.engine.vllm_engine.held_forward import HeldForward
+from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.kvcache.build import GUARD_BYTES, allocate, plan_kv_cache
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import PageContent, TokenChain, expand, expand_tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvconform.engine.vllm_engine.forward import ScheduledRequest
+from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.kvcache.oracle import TokenChain, key64
 
 

@@ -13,13 +13,14 @@ from kvconform.device import DeviceWork, Held
 from kvconform.engine.history import Arrived, ForwardFailed, HeldBack, MetadataBound, Stray
 from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
-from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
+from kvconform.engine.vllm_engine.forward import LayerForward
 from kvconform.engine.vllm_engine.guard import NotSimulated
 from kvconform.engine.vllm_engine.held_forward import HeldForward
 from kvconform.engine.vllm_engine.ledger import GroupBlocks
 from kvconform.engine.vllm_engine.ownership import Load
 from kvconform.engine.vllm_engine.ranks import RankWorld
 from kvconform.engine.vllm_engine.reports import watched
+from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
 from kvconform.engine.vllm_engine.wrong_slots import Contents, block_table, contents
 from kvconform.kvcache.provenance import describe

@@ -8,52 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kvconform.engine.history import Compared, History, WrongBytes
 from kvconform.engine.vllm_engine.guard import PlannedFailure
+from kvconform.engine.vllm_engine.rows import Rows, ScheduledRequest, gather
 from kvconform.engine.vllm_engine.wrong_slots import Contents, block_table, contents
 from kvconform.kvcache.memory import KVMemory, differing
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
 from kvconform.kvcache.provenance import Provenance
 
 if TYPE_CHECKING:
-    import torch
-
     from kvconform.kvcache.memory import LayerMemory
-
-
-@dataclass(frozen=True)
-class ScheduledRequest:
-    """One request of a step: its block table per group, computed tokens before the step, tokens of the step.
-
-    The last ``rejected`` tokens of the step are drafts that the target model refuses.
-    """
-
-    request_id: str
-    block_ids: list[list[int]]
-    computed: int
-    scheduled: int
-    rejected: int = 0
-
-    def places(
-        self, group: int, block_size: int, start: int, stop: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Block ids and token offsets of positions [start, stop)."""
-        positions = np.arange(start, stop, dtype=np.int64)
-        table = np.asarray(self.block_ids[group], dtype=np.int64)
-        return table[positions // block_size], positions % block_size
-
-    def first_written(self, layer: LayerMemory) -> int:
-        """The first position of which the step leaves something: a recurrent layer keeps the last state only.
-
-        vLLM ends the steps of a prompt where a state is to be kept (Scheduler._mamba_block_aligned_split, 0.32.0).
-        """
-        return self.computed + self.scheduled - 1 if layer.recurrent else self.computed
-
-    def slots(self, group: int, block_size: int, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """vLLM's slot mapping of positions [start, stop): block id * block size + offset."""
-        blocks, offsets = self.places(group, block_size, start, stop)
-        return blocks * block_size + offsets
 
 
 @dataclass
@@ -85,6 +51,7 @@ class LayerForward:
     taints: dict[str, int] = field(default_factory=dict)
     findings: list[_Finding] = field(default_factory=list)
     verified: set[str] = field(default_factory=set)
+    _rows: dict[tuple[object, ...], Rows | None] = field(default_factory=dict)
 
     def run(self, requests: list[ScheduledRequest]) -> None:
         """All layers inside vLLM's layer-hook decorator."""
@@ -109,11 +76,8 @@ class LayerForward:
         layer = self.memory.layers[name]
         # As in attention: the step's keys and values are written first, then everybody reads. A request may already
         # share blocks that another one computes in this very step. A recurrent layer reads the state that it replaces.
-        first, then = (self._compare, self._write) if layer.recurrent else (self._write, self._compare)
-        for request in requests:
-            first(layer, request)
-        for request in requests:
-            then(layer, request)
+        for do in (self._compare, self._write) if layer.recurrent else (self._write, self._compare):
+            do(layer, requests)
 
     def _fail_if_planned(self, name: str) -> None:
         if self.fail_after is not None and list(self.memory.layers).index(name) >= self.fail_after:
@@ -126,57 +90,73 @@ class LayerForward:
         window = self.windows.get(layer.name)
         return 0 if window is None else max(0, request.computed - window + 1)
 
-    def _compare(self, layer: LayerMemory, request: ScheduledRequest) -> None:
-        start = self._first_needed(layer, request)
-        if start >= request.computed:
+    def _read_rows(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> Rows | None:
+        """What the layer reads of tokens that were computed before the step."""
+        key = ("read", *_alike(layer), self.windows.get(layer.name))
+        if key not in self._rows:
+            self._rows[key] = gather(
+                layer, requests, self.chains, lambda request: (self._first_needed(layer, request), request.computed)
+            )
+        return self._rows[key]
+
+    def _written_rows(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> Rows | None:
+        """What the step leaves in the layer."""
+        key = ("written", *_alike(layer))
+        if key not in self._rows:
+            self._rows[key] = gather(
+                layer,
+                requests,
+                self.chains,
+                lambda request: (request.first_written(layer), request.computed + request.scheduled),
+            )
+        return self._rows[key]
+
+    def _compare(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> None:
+        rows = self._read_rows(layer, requests)
+        if rows is None:
             return
-        blocks, offsets = request.places(layer.group, layer.block_size, start, request.computed)
-        observed = self.memory.read(layer.name, blocks, offsets)
-        expected = self._expected(layer, request, start)
-        self._judge(layer, request, start, blocks, observed, differing(observed, expected))
+        observed = self.memory.get(layer.name, rows.slots)
+        wrong = differing(observed, self._expected(layer, rows))
+        if wrong is not None:
+            self._judge(layer, rows, observed, wrong)
 
-    def _expected(self, layer: LayerMemory, request: ScheduledRequest, start: int) -> torch.Tensor:
-        """What the slots from position ``start`` up to the computed tokens must hold."""
-        chain = self.chains[request.request_id]
-        seeds = slot_seeds(chain.chain(start, request.computed), layer.name, self.memory.rank)
-        return expand(seeds, layer.content, self.memory.raw.device)
+    def _expected(self, layer: LayerMemory, rows: Rows) -> torch.Tensor:
+        """What these slots must hold."""
+        return expand(slot_seeds(rows.chain, layer.name, self.memory.rank), layer.content, self.memory.raw.device)
 
-    def _judge(
-        self,
-        layer: LayerMemory,
-        request: ScheduledRequest,
-        start: int,
-        blocks: npt.NDArray[np.int64],
-        observed: torch.Tensor,
-        wrong: torch.Tensor | None,
-    ) -> None:
-        """Take the result of a comparison from the device: one boolean, and the slots only if some are wrong."""
-        if wrong is None:
-            return
-        chain = self.chains[request.request_id]
-        rows = wrong.nonzero().reshape(-1).cpu().numpy()
-        positions = rows + start
-        found = contents(
-            self.provenance, chain, positions.tolist(), observed[wrong].cpu().numpy(), layer.name, self.memory.rank
-        )
-        self.findings.append(_Finding(request, layer, positions, blocks[rows], found))
-        # The first wrong layer decides: what later layers write must be known under one taint per step.
-        self.taints.setdefault(request.request_id, key64("taint", request.request_id, int(positions[0])))
+    def _judge(self, layer: LayerMemory, rows: Rows, observed: torch.Tensor, wrong: torch.Tensor) -> None:
+        """Take the result of a comparison from the device, and only the slots that are wrong."""
+        marks = wrong.cpu().numpy()
+        for part in rows.parts:
+            found = np.flatnonzero(marks[part.rows])
+            if not len(found):
+                continue
+            name, positions, at = part.request.request_id, found + part.start, found + part.rows.start
+            held = observed[torch.from_numpy(at).to(observed.device)].cpu().numpy()
+            explained = contents(
+                self.provenance, self.chains[name], positions.tolist(), held, layer.name, self.memory.rank
+            )
+            self.findings.append(_Finding(part.request, layer, positions, rows.blocks[at], explained))
+            # The first wrong layer decides: what later layers write must be known under one taint per step.
+            self.taints.setdefault(name, key64("taint", name, int(positions[0])))
 
-    def _write(self, layer: LayerMemory, request: ScheduledRequest) -> None:
-        stop = request.computed + request.scheduled
-        blocks, offsets = request.places(layer.group, layer.block_size, request.first_written(layer), stop)
-        self.memory.write(layer.name, blocks, offsets, self._computed(layer, request))
+    def _write(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> None:
+        rows = self._written_rows(layer, requests)
+        if rows is not None:
+            self.memory.put(layer.name, rows.slots, self._computed(layer, rows))
 
-    def _computed(self, layer: LayerMemory, request: ScheduledRequest) -> torch.Tensor:
-        """What this step's forward computes for the request."""
-        stop = request.computed + request.scheduled
-        taint = self.taints.get(request.request_id, 0)
-        chain = self.chains[request.request_id].chain(request.first_written(layer), stop)
-        seeds = slot_seeds(chain, layer.name, self.memory.rank) ^ np.uint64(taint)
-        if request.rejected:
-            # Their KV is that of other tokens.
-            seeds[-request.rejected :] ^= np.uint64(key64("rejected draft", request.request_id, stop))
+    def _computed(self, layer: LayerMemory, rows: Rows) -> torch.Tensor:
+        """What this step's forward computes."""
+        seeds = slot_seeds(rows.chain, layer.name, self.memory.rank)
+        for part in rows.parts:
+            request = part.request
+            taint = self.taints.get(request.request_id)
+            if taint is not None:
+                seeds[part.rows] ^= np.uint64(taint)
+            if request.rejected:
+                # Their KV is that of other tokens.
+                key = key64("rejected draft", request.request_id, request.computed + request.scheduled)
+                seeds[part.rows][-request.rejected :] ^= np.uint64(key)
         return expand(seeds, layer.content, self.memory.raw.device)
 
     def _done(self, requests: list[ScheduledRequest]) -> None:
@@ -229,3 +209,8 @@ class LayerForward:
         table = finding.request.block_ids[finding.layer.group]
         reported = [index for index, block in enumerate(table) if block in failed]
         return bool(reported) and int(finding.positions[0]) >= min(reported) * finding.layer.block_size
+
+
+def _alike(layer: LayerMemory) -> tuple[object, ...]:
+    """Layers with the same have their slots at the same places."""
+    return layer.group, layer.block_size, layer.kernel_blocks_per_block, layer.recurrent

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kvconform.engine.vllm_engine.forward import ScheduledRequest
 from kvconform.engine.vllm_engine.ownership import Load, Ownership
+from kvconform.engine.vllm_engine.rows import ScheduledRequest
 
 # Blocks of one KV cache group: (group, block ids).
 GroupBlocks = tuple[int, list[int]]

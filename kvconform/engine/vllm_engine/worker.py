@@ -19,7 +19,8 @@ import torch
 from kvconform.engine import compat
 from kvconform.engine.instrument import HookTap
 from kvconform.engine.options import EngineOptions
-from kvconform.engine.vllm_engine.forward import LayerForward, ScheduledRequest
+from kvconform.engine.vllm_engine.forward import LayerForward
+from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.engine.vllm_engine.slot import ConnectorSlot
 from kvconform.kvcache.build import GUARD_BYTES, allocate
 from kvconform.kvcache.memory import KVMemory
@@ -263,19 +264,21 @@ class SimulatedWorker:
         """Per layer an object with a slot mapping, the only field that connectors are known to read."""
         metadata: dict[str, Any] = {}
         mappings: dict[str, torch.Tensor] = {}
+        # The layers of a group share one tensor, as in vLLM (GPUModelRunner._get_slot_mappings, 0.32.0).
+        of_group: dict[tuple[int, int], torch.Tensor] = {}
         for name, layer in self.memory.layers.items():
             if layer.recurrent:
                 # Mamba's own knows states, and has no slots (vllm/v1/attention/backends/mamba_attn.py, 0.32.0).
                 metadata[name] = SimpleNamespace()
                 continue
-            slots = np.concatenate(
-                [
-                    request.slots(layer.group, layer.block_size, request.computed, request.computed + request.scheduled)
-                    for request in requests
+            key = (layer.group, layer.block_size)
+            if key not in of_group:
+                slots = [
+                    request.slots(*key, request.computed, request.computed + request.scheduled) for request in requests
                 ]
-            )
-            mappings[name] = to_device(slots, self.memory.raw.device)
-            metadata[name] = SimpleNamespace(slot_mapping=mappings[name], num_actual_tokens=len(slots))
+                of_group[key] = to_device(np.concatenate(slots), self.memory.raw.device)
+            mappings[name] = of_group[key]
+            metadata[name] = SimpleNamespace(slot_mapping=mappings[name], num_actual_tokens=len(mappings[name]))
         return metadata, mappings
 
     # -- end -------------------------------------------------------------------------------------------------------
