@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -186,7 +187,9 @@ def _block_frees(history: History) -> Iterator[Finding]:
 
 
 def _frees_asked(history: History) -> Mapping[str, int]:
-    return {"questions": sum(call.error is None for call in history.calls("has_pending_block_frees"))}
+    return {
+        "has_pending_block_frees calls": sum(call.error is None for call in history.calls("has_pending_block_frees"))
+    }
 
 
 def _last(history: History, hook: str, stuck: NeverIdle) -> HookCall | None:
@@ -235,13 +238,10 @@ def _together(history: History) -> Mapping[str, int]:
 
 def _chunked_holds(history: History) -> Mapping[str, int]:
     """Requests that were computed in several steps and held at the end; their bytes are compared afterwards."""
-    steps: dict[tuple[int, str], int] = {}
-    for event in history.of(Scheduled):
-        for request in event.scheduled:
-            steps[event.engine, request] = steps.get((event.engine, request), 0) + 1
+    steps = Counter((event.engine, request) for event in history.of(Scheduled) for request in event.scheduled)
     engines = history.derived(follow)[1]
     held = sum(
-        life.hold is not None and steps.get((number, life.request), 0) > 1
+        life.hold is not None and steps[number, life.request] > 1
         for number, lives in engines.items()
         for life in lives.all()
     )
@@ -251,9 +251,9 @@ def _chunked_holds(history: History) -> Mapping[str, int]:
 def _second_lives(history: History) -> Mapping[str, int]:
     engines = history.derived(follow)[1]
     again = sum(
-        (life.load is not None or life.hold is not None) and request in lives.current
+        life.load is not None or life.hold is not None
         for lives in engines.values()
-        for request, past in lives.past.items()
+        for past in lives.past.values()
         for life in past
     )
     return {"ids used again after a transfer": again}

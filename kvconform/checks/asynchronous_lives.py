@@ -35,7 +35,6 @@ class Life:
 
     request: str
     load: Transfer | None = None
-    loads: int = 0
     synchronous: bool = False
     ended: HookCall | None = None
     loading: bool = False
@@ -46,7 +45,8 @@ class Life:
     @property
     def failed_while_loading(self) -> bool:
         """Whether the request ended because of a failure that was reported before the end of its load."""
-        return self.loading and self.ended is not None and self.ended.args.get("status") == "FINISHED_ERROR"
+        status = None if self.ended is None else self.ended.args.get("status")
+        return self.loading and status == "FINISHED_ERROR"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Lives:
             return
         elif call.hook == "update_state_after_alloc" and call.args["num_external_tokens"] > 0:
             if self._asynchronous.get(request, False):
-                life.load, life.loads = Transfer(call), life.loads + 1
+                life.load = Transfer(call)
             else:
                 life.synchronous = True
         elif call.hook in FINISH_HOOKS:
@@ -102,10 +102,6 @@ class Lives:
     def is_open(self, transfer: Transfer | None) -> bool:
         """Whether some worker has still to report the end of a transfer."""
         return transfer is not None and len(transfer.reported) < self.workers
-
-    def has_blocks(self, life: Life) -> bool:
-        """Whether the engine still knows this request."""
-        return life.ended is None or (life.loading and self.is_open(life.load)) or self.is_open(life.hold)
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
@@ -121,7 +117,7 @@ class Lives:
         elif any(past.load is not None for past in self.past[request]):
             expected = f"nothing more of the load of an earlier request of the id {request}"
             yield Fault("ASYNC-22", expected, f"{observed}, which has no load in its present life", call, request)
-        elif life is None or not self.has_blocks(life):
+        elif life is None or (life.ended is not None and not self.is_open(life.hold)):
             state = "which the engine was never given" if life is None else "which has ended and whose blocks are free"
             yield Fault("ASYNC-02", "only ids that the scheduler tracks", f"{observed}, {state}", call, request)
         else:
@@ -145,8 +141,6 @@ class Lives:
             answered = "True" if life.hold is not None else "False"
             expected = f"only finished_recving for {request}, which was aborted while its load was under way"
             yield Fault("ASYNC-09", expected, f"{observed}; request_finished had answered {answered}", call, request)
-            if life.hold is not None:
-                life.hold.reported.add(worker)
         elif life is not None and life.hold is not None:
             yield from self._end_of_hold(life, life.hold, worker, call, observed)
         elif life is not None and life.ended is None and answers_next:

@@ -106,10 +106,20 @@ def test_load_that_is_written_after_its_report_was_reported_too_early() -> None:
     assert broken(*LOADING, results(2, received=("r1",)), arrived, stray(2, "r1", step=4)) == ["ASYNC-05"]
 
 
-def test_load_reported_too_early_is_told_with_what_its_blocks_held() -> None:
-    arrived = Arrived(1, 2, "r1", 32, "layer", 2, (1, 2), observed=("token 3 holds zeros", "token 9 holds zeros"))
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ((), "layer layer; they came"),
+        ((3,), "layer layer (token 3 holds zeros); they came"),
+        ((3, 9), "layer layer (token 3 holds zeros, and 1 more run of tokens); they came"),
+        ((3, 9, 12), "layer layer (token 3 holds zeros, and 2 more runs of tokens); they came"),
+    ],
+)
+def test_load_reported_too_early_is_told_with_what_its_blocks_held(tokens: tuple[int, ...], said: str) -> None:
+    observed = tuple(f"token {token} holds zeros" for token in tokens)
+    arrived = Arrived(1, 2, "r1", 32, "layer", 2, (1, 2), observed=observed)
     (finding,) = found("ASYNC-05", *LOADING, results(2, received=("r1",)), arrived, Compared(1, 3, "r1", 0, 32, 2))
-    assert "layer layer (token 3 holds zeros, and 1 more run of tokens); they came" in finding.observed
+    assert said in finding.observed
 
 
 def test_load_whose_bytes_come_before_the_forward_was_reported_too_early() -> None:
