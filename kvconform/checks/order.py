@@ -174,13 +174,14 @@ def _answers(history: History) -> Mapping[str, int]:
 def _still_bound(history: History) -> dict[int, bool]:
     """By id of each bind_connector_metadata call: whether the metadata of an earlier step was not cleared."""
     bound: dict[int, bool] = {}
-    state: dict[int, int] = {}
+    state: dict[tuple[int, int], int] = {}
     for call in history.calls("bind_connector_metadata", "clear_connector_metadata"):
+        worker = (call.engine, call.rank)
         if call.hook == "bind_connector_metadata":
-            bound[id(call)] = state.get(call.engine, call.step) != call.step
-            state[call.engine] = call.step
+            bound[id(call)] = state.get(worker, call.step) != call.step
+            state[worker] = call.step
         else:
-            state.pop(call.engine, None)
+            state.pop(worker, None)
     return bound
 
 
