@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import eq
 
 from kvconform.checks.calls import offered
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.history import (
     FINISH_HOOKS,
     CacheReset,
-    EngineStarted,
-    Event,
     History,
     HookCall,
     ProgramAction,
@@ -27,49 +28,55 @@ Prompt = tuple[int, ...]
 class _Engine:
     """One engine while its events are read.
 
-    ``admitted`` are the requests that got blocks. ``since`` holds the tokens of requests that were alive at the last
-    successful reset or came later: whatever they have computed may be matched. None as long as there was no reset.
+    ``admitted`` are the requests that got blocks. ``since`` holds the requests that were alive at the last successful
+    reset or came later, with their tokens: whatever they have computed may be matched. None as long as there was no
+    reset. ``lost`` counts the queries since then for what was ``served`` before.
     """
 
     tokens: dict[str, Prompt] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     admitted: set[str] = field(default_factory=set)
-    since: dict[str, Prompt] | None = None
+    since: list[tuple[str, Prompt]] | None = None
     served: set[Prompt] = field(default_factory=set)
     lost: dict[Prompt, int] = field(default_factory=dict)
-    found_again: int = 0
-    refused: int = 0
-    queries: int = 0
+
+    def prompt(self, query: HookCall) -> Prompt:
+        """The tokens of the request that a match query is about."""
+        return self.tokens.get(query.args["request"], ())
+
+    def reset(self) -> None:
+        """The connector's cache was emptied."""
+        self.since = [(request, self.tokens[request]) for request in self.alive]
+        self.lost = dict.fromkeys(self.served, 0)
 
 
-def _walk(history: History) -> Iterator[tuple[_Engine, Event, int]]:
-    """Every event with what is known by then, and the tokens in front that a match query was promised.
+def _queries(history: History) -> Iterator[tuple[_Engine, HookCall, int]]:
+    """Every match query with what is known by then, and the tokens in front that its answer promised.
 
     Nothing for a history without a reset of the connector, as most are: no rule of this chapter is about it.
     """
-    if not any(event.connector and not event.inherits for event in history.of(CacheReset)):
+    if not any(event.connector for event in history.of(CacheReset)):
         return
-    engines: dict[int, _Engine] = {}
+    engines: dict[int, _Engine] = defaultdict(_Engine)
     for event in history.events:
-        engine = engines.setdefault(event.engine, _Engine())
-        promised = 0
-        if isinstance(event, ProgramAction) and event.action == "add" and "tokens" in event.detail:
-            request = event.detail["request"]
-            engine.tokens[request] = tuple(event.detail["tokens"])
+        engine = engines[event.engine]
+        if isinstance(event, ProgramAction) and event.action == "add":
+            request, tokens = event.detail["request"], tuple(event.detail["tokens"])
+            engine.tokens[request] = tokens
             engine.alive.add(request)
+            if engine.since is not None:
+                engine.since.append((request, tokens))
+        elif isinstance(event, CacheReset) and event.connector and not event.inherits and _emptied(history, event):
+            engine.reset()
         elif isinstance(event, HookCall) and event.hook in FINISH_HOOKS:
-            engine.alive.discard(event.args.get("request", ""))
+            engine.alive.discard(event.args["request"])
         elif isinstance(event, HookCall) and event.hook == "update_state_after_alloc":
             engine.admitted.add(event.args["request"])
-        elif isinstance(event, CacheReset) and event.connector and not event.inherits:
-            if _emptied(history, event):
-                engine.since = {request: engine.tokens[request] for request in engine.alive}
-                engine.lost = dict.fromkeys(engine.served, 0)
         elif isinstance(event, HookCall) and event.hook == "get_num_new_matched_tokens":
             promised = _promise(event)
-        yield engine, event, promised
-        if isinstance(event, ProgramAction) and event.action == "add" and engine.since is not None:
-            engine.since.setdefault(event.detail["request"], engine.tokens.get(event.detail["request"], ()))
+            if promised:
+                engine.served.add(engine.prompt(event))
+            yield engine, event, promised
 
 
 def _emptied(history: History, reset: CacheReset) -> bool:
@@ -85,7 +92,8 @@ def _promise(call: HookCall) -> int:
 
 
 def _common(one: Prompt, other: Prompt) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    """How many tokens two prompts have in common at their front."""
+    return sum(takewhile(bool, map(eq, one, other)))
 
 
 def _answers(history: History) -> Iterator[Finding]:
@@ -97,53 +105,45 @@ def _answers(history: History) -> Iterator[Finding]:
 
 
 def _stale(history: History) -> Iterator[Finding]:
-    for engine, event, promised in _walk(history):
-        if not promised or engine.since is None or not isinstance(event, HookCall):
+    for engine, query, promised in _queries(history):
+        if engine.since is None:
             continue
-        request = event.args["request"]
-        own = engine.tokens.get(request, ())
+        request, own = query.args["request"], engine.prompt(query)
         # The request itself counts once it was scheduled: it may be asking again after a preemption.
-        others = [tokens for name, tokens in engine.since.items() if name != request or request in engine.admitted]
+        others = [tokens for name, tokens in engine.since if name != request or request in engine.admitted]
         known = max((_common(own, tokens) for tokens in others), default=0)
         if promised > known:
             yield Finding(
                 "RST-02",
                 f"at most the {known} leading tokens that were computed after the reset",
                 f"get_num_new_matched_tokens({request}) promised KV up to token {promised}, stored before the reset",
-                event,
+                query,
                 requests=(request,),
             )
             return
 
 
-def _rediscovery(history: History) -> Iterator[tuple[_Engine, HookCall, Prompt, bool]]:
-    """Queries after a reset for prompts that were served before it and computed again since: found or not."""
-    for engine, event, promised in _walk(history):
-        if not isinstance(event, HookCall) or event.hook != "get_num_new_matched_tokens" or event.error is not None:
-            continue
-        own = engine.tokens.get(event.args["request"], ())
-        if engine.since is None:
-            if promised:
-                engine.served.add(own)
-            continue
-        if own in engine.lost and event.args["num_computed_tokens"] == 0:
+def _rediscovery(history: History) -> Iterator[tuple[HookCall, int, bool]]:
+    """Queries after a reset for prompts that were served before it: their number for the prompt, and whether it was
+    found; from then on it is not lost.
+    """
+    for engine, query, promised in _queries(history):
+        own = engine.prompt(query)
+        if query.error is None and own in engine.lost and query.args["num_computed_tokens"] == 0:
             engine.lost[own] += 1
-            # The first query after the reset has nothing to find.
-            if promised or engine.lost[own] > 1:
-                yield engine, event, own, promised > 0
+            yield query, engine.lost[own], promised > 0
+            if promised:
+                del engine.lost[own]
 
 
 def _never_again(history: History) -> Iterator[Finding]:
-    found: set[Prompt] = set()
-    for engine, query, prompt, again in _rediscovery(history):
-        if again:
-            found.add(prompt)
-        elif prompt not in found and engine.lost[prompt] >= CHANCES:
+    for query, number, again in _rediscovery(history):
+        if not again and number >= CHANCES:
             request = query.args["request"]
             yield Finding(
                 "RST-07",
                 f"a hit for {request}, whose prompt was served before the reset and computed again since",
-                f"query number {engine.lost[prompt]} for this prompt after the reset was answered {query.result}",
+                f"query number {number} for this prompt after the reset was answered {query.result}",
                 query,
                 requests=(request,),
             )
@@ -171,21 +171,13 @@ def _resets(history: History) -> Mapping[str, int]:
 
 
 def _queried_after(history: History) -> Mapping[str, int]:
-    """Prompts that were served before a reset and asked for after it."""
-    seen = 0
-    for engine, event, _ in _walk(history):
-        if not isinstance(event, HookCall) or event.hook != "get_num_new_matched_tokens":
-            continue
-        own = engine.tokens.get(event.args["request"], ())
-        if engine.since is None and _promise(event):
-            engine.served.add(own)
-        elif engine.since is not None and own in engine.lost:
-            seen += 1
-    return {"queries after a reset for what was served before it": seen}
+    """Queries after a reset for prompts that were served before it."""
+    asked = sum(engine.prompt(query) in engine.lost for engine, query, _ in _queries(history))
+    return {"queries after a reset for what was served before it": asked}
 
 
 def _found_again(history: History) -> Mapping[str, int]:
-    return {"prompts found again after a reset": sum(again for *_, again in _rediscovery(history))}
+    return {"prompts found again after a reset": sum(again for _, _, again in _rediscovery(history))}
 
 
 def _amid(history: History) -> Mapping[str, int]:
@@ -198,15 +190,15 @@ def _successes(history: History) -> Mapping[str, int]:
 
 
 def _paused(history: History) -> Mapping[str, int]:
-    paused: dict[int, bool] = {}
+    paused: set[int] = set()
     steps = 0
     for event in history.events:
-        if isinstance(event, ProgramAction) and event.action.startswith(("pause", "resume")):
-            paused[event.engine] = event.action != "resume"
+        if isinstance(event, ProgramAction) and event.action.startswith("pause"):
+            paused.add(event.engine)
+        elif isinstance(event, ProgramAction) and event.action == "resume":
+            paused.discard(event.engine)
         elif isinstance(event, HookCall) and event.hook == "build_connector_meta":
-            steps += paused.get(event.engine, False)
-        elif isinstance(event, EngineStarted):
-            paused[event.engine] = False
+            steps += event.engine in paused
     return {"steps of a paused engine": steps}
 
 

@@ -1,4 +1,4 @@
-"""FAIL, RST, SHUT, STAT and EVT on histories made by hand."""
+"""FAIL, SHUT, STAT and EVT on histories made by hand."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from histories import alloc, found, match, raised, witness
 
 from kvconform.checks import CHECKS_BY_RULE
 from kvconform.engine.history import (
-    CacheReset,
     EngineStarted,
     Event,
     EventsPublished,
     HookCall,
-    ProgramAction,
     StatisticsTaken,
 )
 
@@ -112,51 +110,6 @@ def test_block_ids_with_several_groups() -> None:
 @pytest.mark.parametrize("answer", [None, "<builtins.list>"])
 def test_only_a_set_is_a_set(answer: Any) -> None:
     assert rules(*step(1, answer)) == ["FAIL-01"]
-
-
-# -- resets ------------------------------------------------------------------------------------------------------
-
-
-def added(request: str, tokens: int = 49, number: int = 0) -> ProgramAction:
-    return ProgramAction(1, number, "add", {"request": request, "tokens": list(range(tokens))})
-
-
-def reset(answer: Any = True, *, inherits: bool = False) -> tuple[Event, ...]:
-    asked = HookCall(1, 5, "scheduler", "reset_cache", {}, answer)
-    return asked, CacheReset(1, 5, True, True, connector=True, inherits=inherits)
-
-
-def done(request: str) -> HookCall:
-    return HookCall(1, 4, "scheduler", "request_finished", {"request": request, "status": "X", "block_ids": []})
-
-
-def test_a_hit_on_what_was_stored_before_a_reset() -> None:
-    before, after = (added("a"), done("a")), (added("b"), match((48, False), request="b", step=6))
-    assert found("RST-02", *before, *reset(), *after)
-    assert not found("RST-02", *before, *reset(False), *after)
-    assert not found("RST-02", *before, *reset(inherits=True), *after)
-
-
-def test_a_hit_on_what_came_or_lived_after_a_reset() -> None:
-    hit = match((48, False), request="b", step=6)
-    assert not found("RST-02", added("a"), *reset(), added("b"), hit)
-    assert not found("RST-02", *reset(), added("a"), added("b"), hit)
-
-
-def test_a_reset_has_three_answers() -> None:
-    assert [bool(found("RST-01", *reset(answer))) for answer in (True, False, None, 0)] == [False, False, False, True]
-
-
-def test_a_prompt_that_is_never_found_again() -> None:
-    served = (added("a"), match((48, False), request="a"), done("a"))
-    misses = [event for n in range(3) for event in (added(f"b{n}"), match((0, False), request=f"b{n}", step=6 + n))]
-    assert found("RST-07", *served, *reset(), *misses)
-    assert not found("RST-07", *served, *reset(), *misses[:4])
-
-
-def test_a_local_reset_of_an_idle_engine_that_fails() -> None:
-    assert found("RST-06", CacheReset(1, 3, False, True))
-    assert not found("RST-06", CacheReset(1, 3, False, False))
 
 
 # -- ends, statistics, events --------------------------------------------------------------------------------------
