@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.calls import finishes, offered, refused_to_go_on
-from kvconform.checks.loads import Load, Report, block_sizes, reports
+from kvconform.checks.loads import Load, Report, block_sizes, loads, reports
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.history import (
     Compared,
@@ -78,8 +78,8 @@ def _told(load: Load, block: int, rank: int) -> _Told:
 
 
 def _age(load: Load, report: Report) -> int:
-    """Worker steps since this report of the load was due."""
-    return report.step - (load.step if not load.asynchronous else load.received_by(report.rank) or load.step)
+    """Worker steps since this report of the load was due: an asynchronous one's, until its end is reported."""
+    return report.step - (load.received_by(report.rank) or load.step)
 
 
 def _misreported(rule: str) -> Callable[[History], Iterator[Finding]]:
@@ -97,21 +97,17 @@ def _misreported(rule: str) -> Callable[[History], Iterator[Finding]]:
 def _not_a_set(history: History) -> Iterator[Finding]:
     for call in history.calls("get_block_ids_with_load_errors"):
         if call.error is None and not (isinstance(call.result, dict) and "set" in call.result):
-            observed = f"get_block_ids_with_load_errors returned {_kind(call.result)}"
+            observed = f"get_block_ids_with_load_errors returned {call.result}"
             yield Finding("FAIL-01", "a set of block ids, empty if there are none", observed, call)
             return
     yield from _misreported("FAIL-01")(history)
 
 
-def _kind(result: object) -> str:
-    return "None" if result is None else str(result)
-
-
 def _sync_as_request(history: History) -> Iterator[Finding]:
     for report in reports(history):
         for request in report.requests:
-            loads = [load for load in report.loads if load.request == request]
-            if loads and not loads[-1].asynchronous:
+            own = [load for load in report.loads if load.request == request]
+            if own and not own[-1].asynchronous:
                 yield Finding(
                     "FAIL-12",
                     f"block ids for the failed synchronous load of {request}",
@@ -122,7 +118,7 @@ def _sync_as_request(history: History) -> Iterator[Finding]:
 
 
 def _ids(blocks: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sorted(blocks))) or "none"
+    return ", ".join(map(str, sorted(blocks)))
 
 
 # -- what a scenario with a broken store shows -----------------------------------------------------------------------
@@ -179,15 +175,19 @@ def refused_rule(_: History, finding: Finding) -> str:
 
 def _stuck_rule(history: History, stuck: NeverIdle, otherwise: str = "FAIL-20") -> str:
     """Why requests whose load failed never end."""
-    failed = [load for report in reports(history) for load in report.loads if _failed(report, load)]
+    failed = {_which(load) for report in reports(history) for load in report.loads if _failed(report, load)}
     for request in stuck.unfinished:
-        own = [load for load in failed if load.request == request and load.engine == stuck.engine]
-        promised = {load.step for load in own}
-        if len(promised) > LATE:
+        own = [load for load in loads(history) if load.request == request and _which(load) in failed]
+        own = [load for load in own if load.engine == stuck.engine]
+        if len(own) > LATE:
             return "FAIL-10"
         if own and own[-1].asynchronous and not own[-1].received:
             return "FAIL-09" if request in _errors(history) else "FAIL-02"
     return otherwise
+
+
+def _which(load: Load) -> tuple[int, str, int]:
+    return load.engine, load.request, load.step
 
 
 def _failed(report: Report, load: Load) -> bool:
@@ -205,11 +205,10 @@ def _errors(history: History) -> set[str]:
 
 
 def _reported(asynchronous: bool | None = None) -> Callable[[History], Mapping[str, int]]:
-    what = {None: "", True: "asynchronous ", False: "synchronous "}[asynchronous]
-
     def witness(history: History) -> Mapping[str, int]:
+        what = {None: "", True: "asynchronous ", False: "synchronous "}[asynchronous]
         failed = {
-            (load.engine, load.request, load.step)
+            _which(load)
             for report in reports(history)
             for load in report.loads
             if _failed(report, load) and asynchronous in (None, load.asynchronous)

@@ -68,10 +68,15 @@ class _Engine:
 
 def reports(history: History) -> tuple[Report, ...]:
     """Every report of failed blocks or failed requests, empty ones left out, with the loads known by then."""
-    return history.derived(_reports)
+    return history.derived(_followed)[0]
 
 
-def _reports(history: History) -> tuple[Report, ...]:
+def loads(history: History) -> tuple[Load, ...]:
+    """Every load of every engine, as it stands at the end."""
+    return history.derived(_followed)[1]
+
+
+def _followed(history: History) -> tuple[tuple[Report, ...], tuple[Load, ...]]:
     found: list[Report] = []
     engines: dict[int, _Engine] = defaultdict(_Engine)
     for event in history.events:
@@ -80,7 +85,7 @@ def _reports(history: History) -> tuple[Report, ...]:
             engine.block_sizes = event.block_sizes
         elif isinstance(event, HookCall) and event.error is None:
             found += _follow(engine, event)
-    return tuple(found)
+    return tuple(found), tuple(load for engine in engines.values() for load in engine.loads)
 
 
 def block_sizes(history: History, engine: int) -> tuple[int, ...]:
