@@ -6,11 +6,11 @@ behind, so that a connector's defect of the same kind stays a finding.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 
-from kvconform.checks.asynchronous_lives import REPORT_HOOKS, reported
+from kvconform.checks.asynchronous_lives import reported
 from kvconform.checks.calls import finishes, is_asynchronous, offered
 from kvconform.checks.loads import Load, block_sizes, reports
 from kvconform.engine.history import (
@@ -25,6 +25,9 @@ from kvconform.engine.history import (
     WrongBytes,
 )
 from kvconform.rules.engine_bugs import EngineBug, load_engine_bugs
+
+#: Engine and block.
+_Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def first_met(history: History, release: str) -> Met | None:
         Met(bug, event)
         for bug in load_engine_bugs()
         if release and bug.affects(release)
-        for event in islice(SITUATIONS[bug.situation](history), 1)
+        if (event := next(SITUATIONS[bug.situation](history), None)) is not None
     ]
     order = {id(event): index for index, event in enumerate(history.events)}
     return min(met, key=lambda each: order[id(each.at)], default=None)
@@ -57,32 +60,39 @@ def _cached_failed_load(history: History) -> Iterator[WrongBytes]:
     bad = _left_in_the_cache(history) if wrong else {}
     order = {id(event): index for index, event in enumerate(history.events)}
     for event in wrong:
-        since = [bad.get((event.engine, block)) for block in event.blocks]
-        known = [index for index in since if index is not None and index < order[id(event)]]
-        if known and len(known) == len(since) and not _given_anew(history, event, min(known)):
+        at = order[id(event)]
+        places = [(event.engine, block) for block in event.blocks]
+        if places and all(_still_bad(history, place, bad.get(place, []), at) for place in places):
             yield event
 
 
-def _left_in_the_cache(history: History) -> dict[tuple[int, int], int]:
-    """(engine, block) -> index of the event that ended the request before the failed block was computed anew."""
-    ends = [(index, requests) for index, event in enumerate(history.events) if (requests := _ended(event))]
+def _still_bad(history: History, place: _Place, ends: list[int], at: int) -> bool:
+    """Whether a failed load is the last that a block was given for, at an index of the history."""
+    left = max((end for end in ends if end < at), default=None)
+    return left is not None and not _given_anew(history, place, history.events[left:at])
+
+
+def _left_in_the_cache(history: History) -> dict[_Place, list[int]]:
+    """The indices of the events that ended the request before a failed block was computed anew."""
     order = {id(event): index for index, event in enumerate(history.events)}
-    left: dict[tuple[int, int], int] = {}
+    left: dict[_Place, list[int]] = defaultdict(list)
     for report in reports(history):
         at = order[id(report.call)]
         for load in report.loads:
-            failed = set(load.blocks) & set(report.blocks)
-            if load.asynchronous or not failed or not load.open_at(report.step, report.rank):
+            if load.asynchronous or not load.open_at(report.step, report.rank):
                 continue
-            end = next((index for index, requests in ends if index > at and load.request in requests), None)
-            if end is None or load.engine != history.events[end].engine:
+            later = [
+                (index, event) for index, event in enumerate(history.events[at:], at) if event.engine == load.engine
+            ]
+            end = next((index for index, event in later if load.request in _ended(event)), None)
+            if end is None:
                 continue
             computed = _computed_anew(history.events[at:end], load)
             size = block_sizes(history, load.engine)[0]
-            for block in failed:
+            for block in set(load.blocks) & set(report.blocks):
                 last = (len(load.local) + load.blocks.index(block) + 1) * size
                 if computed < last:
-                    left[load.engine, block] = end
+                    left[load.engine, block].append(end)
     return left
 
 
@@ -105,20 +115,19 @@ def _computed_anew(events: list[Event], load: Load) -> int:
     )
 
 
-def _given_anew(history: History, wrong: WrongBytes, since: int) -> bool:
-    """Whether one of the blocks was given to a request for other tokens than those of its local hit since then."""
+def _given_anew(history: History, place: _Place, events: list[Event]) -> bool:
+    """Whether the block was given to a request for other tokens than those of its local hit."""
+    engine, block = place
     local: dict[str, int] = {}
-    size = block_sizes(history, wrong.engine)[0]
-    for event in history.events[since:]:
-        if event is wrong:
-            return False
-        if not isinstance(event, HookCall) or event.engine != wrong.engine:
+    size = block_sizes(history, engine)[0]
+    for event in events:
+        if not isinstance(event, HookCall) or event.engine != engine:
             continue
         if event.hook == "get_num_new_matched_tokens":
             local[event.args["request"]] = event.args["num_computed_tokens"]
         elif event.hook == "update_state_after_alloc":
             fresh = event.args["block_ids"][0][local.get(event.args["request"], 0) // size :]
-            if set(fresh) & set(wrong.blocks):
+            if block in fresh:
                 return True
     return False
 
@@ -149,7 +158,7 @@ def _named(calls: list[HookCall], what: str) -> set[str]:
 
 
 def _reported(calls: list[HookCall], what: str) -> set[str]:
-    return {request for call in calls if call.hook in REPORT_HOOKS for request in reported(call, what)}
+    return {request for call in calls for request in reported(call, what)}
 
 
 # -- too few blocks for the state of an external hit -------------------------------------------------------------------

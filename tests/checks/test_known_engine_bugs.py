@@ -10,7 +10,16 @@ from histories import alloc, match, wrong
 
 from kvconform.checks import Examination, examine
 from kvconform.checks.known_engine_bugs import SITUATIONS
-from kvconform.engine.history import ChildCall, EngineRaised, EngineStarted, Event, History, HookCall, Scheduled
+from kvconform.engine.history import (
+    ChildCall,
+    EngineRaised,
+    EngineStarted,
+    Event,
+    History,
+    HookCall,
+    ProgramAction,
+    Scheduled,
+)
 from kvconform.rules.engine_bugs import EngineBug, load_engine_bugs
 
 AFFECTED = "0.33.0"
@@ -89,13 +98,40 @@ def test_what_comes_before_the_defect_is_held_against_the_connector_all_the_same
 
 
 RECOMPUTED = Scheduled(1, 2, {"r1": 16}, {"r1": 24})
-PARTLY = Scheduled(1, 2, {"r1": 16}, {"r1": 8})
+EXACTLY = replace(RECOMPUTED, scheduled={"r1": 16})
+PARTLY = replace(RECOMPUTED, scheduled={"r1": 8})
+ENDED = finished(2, "r1")
+
+
+# r4 gets its first block locally and the other one anew.
+PARTLY_SHARED = (match((0, False), request="r4", computed=16, step=2), alloc(0, request="r4", step=2))
+ACTED = ProgramAction(1, 3, "abort", {"request": "r9"})
+# Loads that go well: before the failing one, and beside it.
+TWO_BLOCKS = (match((32, False), request="r0"), alloc(32, request="r0"), *step(1))
+EARLIER = (match((16, False), request="r0"), alloc(16, request="r0"), *step(1))
+NEVER_ENDING = (match((32, False), request="r0"), alloc(32, request="r0"))
+LOAD_OF_NO_FAILURE = (match((32, False), request="r3", step=2), alloc(32, request="r3", step=2), *step(2), failed(2, 3))
 
 
 @pytest.mark.parametrize(
     ("events", "why"),
     [
         ((*LOADING, RECOMPUTED, finished(2, "r1"), *LATER, BAD), "it was computed anew"),
+        ((*LOADING, EXACTLY, ENDED, *LATER, BAD), "all of it was computed anew"),
+        ((*LOADING, replace(RECOMPUTED, computed={}, scheduled={"r1": 32}), ENDED, *LATER, BAD), "from the front"),
+        ((*LOADING, PARTLY, RECOMPUTED, ENDED, *LATER, BAD), "it was computed anew in two steps"),
+        ((*LOADING, RECOMPUTED, PARTLY, ENDED, *LATER, BAD), "it was computed anew, and in part again"),
+        ((*LOADING, *LATER, BAD, ENDED), "the request ended afterwards"),
+        ((ENDED, *LOADING, *LATER, BAD), "an earlier one of the id has ended"),
+        ((*LOADING, finished(2, "r3"), *LATER, BAD), "somebody else has ended"),
+        ((*LOADING, replace(ENDED, engine=2), *LATER, BAD), "it ended in another engine"),
+        ((*LOADING, ENDED, *LATER, replace(BAD, blocks=())), "no block is named"),
+        ((*LOADING, ENDED, *LATER, replace(BAD, blocks=(2, 7))), "so is a block of nobody"),
+        ((STARTED, *TWO_BLOCKS, *LOADING[1:], RECOMPUTED, ENDED, finished(2, "r0"), *LATER, BAD), "an old load"),
+        ((*LOADING, ENDED, ACTED, alloc(0, request="r3", step=2), *LATER, BAD), "it has another owner, later"),
+        ((*LOADING, ENDED, alloc(0, request="r3", step=2), alloc(0, request="r4"), *LATER, BAD), "two others"),
+        ((*LOADING, ENDED, *PARTLY_SHARED, *LATER, BAD), "it is behind the local hit of its new owner"),
+        ((*LOADING, *LOAD_OF_NO_FAILURE, finished(3, "r3"), *LATER, BAD), "the other load did not fail"),
         ((*LOADING[:-1], finished(2, "r1"), *LATER, BAD), "no failure was reported"),
         ((*LOADING, *LATER, BAD), "the request has not ended"),
         ((*LOADING, finished(2, "r1"), *LATER, replace(BAD, blocks=(1, 2))), "so is a block that was loaded"),
@@ -115,8 +151,60 @@ def test_other_wrong_local_hits_are_the_connectors(events: tuple[Event, ...], wh
     assert not examination.engine_bug
 
 
-def test_recomputed_in_part_is_not_recomputed() -> None:
-    assert not examined(*LOADING, PARTLY, finished(2, "r1"), *LATER, BAD).findings
+OTHER_ENGINE = (
+    replace(RECOMPUTED, engine=2),
+    alloc(0, request="r3", step=2, engine=2),
+    alloc(0, request="r2", engine=2),
+)
+# r3 loads block 1, which fails, after r1's second block has: both are bad, each since its own end.
+GIVEN = {"request": "r3", "block_ids": [[1, 9]], "num_external_tokens": 16}
+SECOND_FAILURE = (
+    match((16, False), request="r3", step=3),
+    replace(alloc(16, request="r3", step=3), args=GIVEN),
+    *step(3),
+    failed(3, 1),
+)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (*LOADING, PARTLY, ENDED, *LATER, BAD),
+        (*LOADING, replace(PARTLY, computed={}, scheduled={"r1": 31}), ENDED, *LATER, BAD),
+        (*LOADING, replace(RECOMPUTED, computed={}, scheduled={"r3": 40}), ENDED, *LATER, BAD),
+        # What was computed in the step of the load, and by a later request of the id.
+        (*LOADING[:-1], RECOMPUTED, LOADING[-1], ENDED, *LATER, BAD),
+        (*LOADING, ENDED, RECOMPUTED, *LATER, BAD),
+        (*LOADING, replace(ENDED, hook="request_finished_all_groups"), *LATER, BAD),
+        (*LOADING, Scheduled(1, 2, {}, {}, preempted=("r3", "r1")), *LATER, BAD),
+        (*LOADING, replace(ENDED, engine=2), ENDED, *LATER, BAD),
+        (*LOADING, finished(2, "r3"), ENDED, *LATER, BAD),
+        (*LOADING, *OTHER_ENGINE, ENDED, *OTHER_ENGINE, *LATER, BAD),
+        (*LOADING, ENDED, *LATER, ACTED, BAD),
+        # Given away after it was read, and left once more.
+        (*LOADING, ENDED, *LATER, BAD, alloc(0, request="r3", step=4)),
+        (*LOADING, ENDED, *LATER, BAD, *LOADING[1:3], *step(3), failed(3, 2), finished(4, "r1")),
+        (*LOADING, ENDED, *LOADING[1:3], *step(3), failed(3, 2), finished(4, "r1"), *LATER, BAD),
+        (*LOADING, ENDED, *SECOND_FAILURE, finished(3, "r3"), *LATER, BAD),
+        (*LOADING, ENDED, *SECOND_FAILURE, finished(3, "r3"), *LATER, replace(BAD, blocks=(1, 2))),
+        # Other loads are known when the failure is reported, one of which never ends.
+        (STARTED, *EARLIER, *LOADING[1:], ENDED, *LATER, BAD),
+        (STARTED, *NEVER_ENDING, *LOADING[1:], ENDED, *LATER, BAD),
+        (STARTED, match((32, True), request="r0"), *NEVER_ENDING[1:], *LOADING[1:], ENDED, *LATER, BAD),
+    ],
+)
+def test_block_that_was_not_computed_anew_before_its_request_ended(events: tuple[Event, ...]) -> None:
+    met = examined(*events)
+    assert not met.findings
+    assert "cached-failed-load" in met.engine_bug
+
+
+def test_first_token_of_a_block_is_enough_to_compute() -> None:
+    small = (replace(STARTED, block_sizes=(1,)), match((1, False)), alloc(1), *step(1), failed(1, 1), ENDED)
+    later = (match((0, False), request="r2", computed=1, step=3), alloc(0, request="r2", step=3), *step(2))
+    bad = replace(BAD, positions=(0,), blocks=(1,))
+    assert not examined(*small, *later, bad).findings
+    assert examined(*small, alloc(0, request="r3"), *later, bad).findings
 
 
 def test_release_without_the_defect() -> None:
@@ -164,13 +252,34 @@ def test_two_children_that_complete_an_aborted_request() -> None:
         ),
         (*TWICE[:-1], completions(3, [], ["r1"]), of_the_child([], ["r1"]), ASSERTED),
         (*TWICE, of_the_child([], ["r1"]), replace(ASSERTED, error="KeyError: 'r1'")),
+        (*TWICE, of_the_child([], ["r1"]), replace(ASSERTED, where="vendor.py:7 in hook")),
+        (*TWICE[:-1], replace(TWICE[-1], engine=2), of_the_child([], ["r1"]), ASSERTED),
+        (STARTED, *TWICE[3:], replace(of_the_child([], ["r1"]), engine=2), ASSERTED),
+        (*TWICE[:3], replace(TWICE[3], engine=2), TWICE[-1], of_the_child([], ["r1"]), ASSERTED),
+        (*TWICE[:3], finished(2, "r2"), TWICE[-1], of_the_child([], ["r1"]), ASSERTED),
     ],
-    ids=["both are the child's", "no MultiConnector", "not aborted", "one completion", "another exception"],
+    ids=[
+        "both are the child's",
+        "no MultiConnector",
+        "not aborted",
+        "one completion",
+        "another exception",
+        "elsewhere",
+        "completed in another engine",
+        "MultiConnector in another engine",
+        "aborted in another engine",
+        "another one aborted",
+    ],
 )
 def test_other_exceptions_of_the_scheduler_are_held_against_the_connector(events: tuple[Event, ...]) -> None:
     examination = examined(*events)
     assert not examination.engine_bug
     assert examination.findings
+
+
+def test_earlier_exceptions_explain_nothing() -> None:
+    other = replace(ASSERTED, error="KeyError: 'r1'")
+    assert examined(*TWICE, of_the_child([], ["r1"]), other, ASSERTED).engine_bug
 
 
 # -- too few blocks for the state of an external hit --
@@ -200,8 +309,29 @@ def test_pool_that_runs_out_under_an_external_hit_on_a_model_with_recurrent_laye
         (RECURRENT, match((32, False), step=1), out_of_blocks()),
         (RECURRENT, match((32, False), step=2), out_of_blocks(during="execute_model")),
         (RECURRENT, match((32, False), step=2), out_of_blocks(where="vendor.py:7 in touch")),
+        (RECURRENT, match((32, False), step=2), replace(out_of_blocks(), error="ValueError: block 3 is in use")),
+        (RECURRENT, match((32, False), step=2, engine=2), out_of_blocks()),
+        (RECURRENT, match((32, False), step=2), match((0, False), request="r2", step=2), out_of_blocks()),
     ],
-    ids=["no states", "no hit", "asynchronous", "another step", "not scheduling", "elsewhere"],
+    ids=[
+        "no states",
+        "no hit",
+        "asynchronous",
+        "another step",
+        "not scheduling",
+        "elsewhere",
+        "another exception",
+        "another engine",
+        "another request",
+    ],
 )
 def test_pool_that_runs_out_otherwise_is_held_against_the_connector(events: tuple[Event, ...]) -> None:
     assert rules(examined(*events)) == ["LIVE-01"]
+
+
+def test_first_of_two_defects_counts() -> None:
+    pool = (match((32, False), step=2), out_of_blocks())
+    twice = (*TWICE[1:], of_the_child([], ["r1"]), ASSERTED)
+    assert "external-state-not-counted" in examined(RECURRENT, *pool, *twice).engine_bug
+    assert "two-completions-of-an-aborted-request" in examined(RECURRENT, *twice, *pool).engine_bug
+    assert examined(RECURRENT, pool[0], ASSERTED, pool[1]).engine_bug, "whatever raised before"
