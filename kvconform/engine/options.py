@@ -11,6 +11,8 @@ Runner = Literal["v1", "v2", "v2-full-graph"]
 Crossing = Literal["pickle", "reference"]
 #: Seconds that an engine waits for transfers, or for a peer, where nobody says how long they may take.
 PATIENCE = 3.0
+#: Steps without tokens that end a drain at the earliest: transfers may need much longer, so its time has to be up, too.
+EMPTY_STEP_LIMIT = 200
 #: Where below MultiConnector: it asks its children in order, and the first one that offers something loads.
 Place = Literal["", "first", "last"]
 #: Beside whom: another instance of the class, or a connector of the kit that shares nothing with it but the interface.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvconform.engine.options import EMPTY_STEP_LIMIT
 from kvconform.isolation.codec import dump_program
 from kvconform.scenario.program import Program
 
@@ -84,7 +85,7 @@ def differences(one: dict[str, Any], other: dict[str, Any], *, timed: bool = Fal
 
 def events(history: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The events of a dumped history as text, without what is drawn anew, measured, or a place in vLLM's code."""
-    for event in history:
+    for event in _without_waiting(history):
         kept = {key: value for key, value in event.items() if key not in ("where", "size_bytes", "seconds", "held_for")}
         if event["event"] == "EngineRaised":
             # vLLM's own words, and the stand-in's.
@@ -92,6 +93,21 @@ def events(history: Sequence[dict[str, Any]]) -> Iterator[str]:
         if event["event"] == "Leaked":
             kept.pop("detail", None)
         yield masked(json.dumps(kept, sort_keys=True))
+
+
+def _without_waiting(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Engines that give up do so after as many steps without tokens as the time allows: here after as few as can be."""
+    kept: list[dict[str, Any]] = []
+    left_out: dict[int, int] = {}
+    for event in history:
+        engine = event.get("engine", 0)
+        if event["event"] == "NeverIdle" and event["limit"] > EMPTY_STEP_LIMIT and event["seconds"]:
+            more = left_out[engine] = event["limit"] - EMPTY_STEP_LIMIT
+            last = event["step"] - more
+            kept = [other for other in kept if other.get("engine") != engine or other.get("step", 0) <= last]
+            event = {**event, "limit": EMPTY_STEP_LIMIT}
+        kept.append({**event, "step": event["step"] - left_out[engine]} if engine in left_out else event)
+    return kept
 
 
 def masked(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import differential
 import pytest
+from comparing import events
 from differential import Absent, Compared, Difference, Listed, Said, compare, complaints, read_absent, read_listed
 from matrix_entries import Entry
 
@@ -58,6 +59,37 @@ def test_another_history_is_a_difference_if_vllm_repeats_its_own(monkeypatch: py
     timed = {"vllm": [result("a"), result("c")], "embedded": [result("b"), result("b")]}
     found = compared(monkeypatch, said(), other, timed)
     assert (found.timed, found.found) == (1, [])
+
+
+def waited(steps: int, seconds: float = 3.0, unfinished: str = "r") -> list[dict[str, Any]]:
+    """One step with tokens, as many without, and what comes after giving up."""
+    hooks = [
+        {"event": "HookCall", "engine": 1, "step": step, "hook": "build_connector_meta"} for step in range(1, steps + 2)
+    ]
+    end = {"event": "NeverIdle", "engine": 1, "step": steps + 1, "limit": steps, "seconds": seconds}
+    return [
+        *hooks,
+        {"event": "HookCall", "engine": 2, "step": 999, "hook": "shutdown"},
+        {**end, "unfinished": [unfinished]},
+        {"event": "HookCall", "engine": 1, "step": steps + 1, "hook": "shutdown"},
+    ]
+
+
+def test_steps_that_only_wait_until_the_engine_gives_up_are_a_matter_of_time() -> None:
+    assert list(events(waited(200))) == list(events(waited(231)))
+    assert len(list(events(waited(231)))) == len(waited(200))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(waited(231, unfinished="s"), id="another request"),
+        pytest.param(waited(231, seconds=0.0), id="steps with tokens"),
+        pytest.param(waited(231)[1:], id="a step less before the waiting"),
+    ],
+)
+def test_what_else_differs_where_an_engine_gives_up_is_seen(other: list[dict[str, Any]]) -> None:
+    assert list(events(waited(200))) != list(events(other))
 
 
 def test_what_the_engine_has_not_got_is_no_difference_where_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

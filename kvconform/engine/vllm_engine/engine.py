@@ -29,7 +29,7 @@ from kvconform.engine.history import (
     Tokens,
 )
 from kvconform.engine.instrument import Recorder
-from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
+from kvconform.engine.options import EMPTY_STEP_LIMIT, PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine.block_state import BlockStateWatch
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
@@ -52,12 +52,10 @@ from kvconform.scenario.program import RequestSpec
 # Steps that compute something within one drain; the longest scenario needs a quarter of them.
 STEP_LIMIT = 400
 # An engine core sleeps so long after a step without tokens, so that transfer threads get on (EngineCore.
-# _process_engine_step, vllm/v1/engine/core.py, 0.32.0). Transfers may need much longer: steps without tokens end a
-# drain only when both limits are reached.
+# _process_engine_step, vllm/v1/engine/core.py, 0.32.0).
 EMPTY_STEP_SECONDS = 0.001
 # VllmConfig.max_concurrent_batches with asynchronous scheduling and one pipeline stage.
 BATCH_QUEUE_SIZE = 2
-EMPTY_STEP_LIMIT = 200
 
 
 class VllmEngine:
