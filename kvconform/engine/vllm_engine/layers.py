@@ -101,15 +101,15 @@ def bind_layers(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> None
         context[name].bind_kv_cache(view)
 
 
-def with_layer_hooks(body: Callable[[str], None]) -> Callable[[str], None]:
-    """Wrap ``body(layer_name)`` in vLLM's own decorator, which calls wait_for_layer_load and save_kv_layer around it.
+@maybe_transfer_kv_layer
+def _attention(layer_name: str, body: Callable[[str], None]) -> None:
+    """In vLLM's own decorator, which finds the layer by a parameter that is literally called ``layer_name``.
 
-    The decorator finds the layer by a parameter that is literally called ``layer_name``
-    (vllm/model_executor/layers/attention/kv_transfer_utils.py, maybe_transfer_kv_layer).
+    vllm/model_executor/layers/attention/kv_transfer_utils.py, maybe_transfer_kv_layer.
     """
+    body(layer_name)
 
-    @maybe_transfer_kv_layer
-    def attention(layer_name: str) -> None:
-        body(layer_name)
 
-    return attention
+def with_layer_hooks(body: Callable[[str], None]) -> Callable[[str], None]:
+    """``body(layer_name)`` with vLLM's calls of wait_for_layer_load and save_kv_layer around it."""
+    return lambda layer_name: _attention(layer_name, body)
