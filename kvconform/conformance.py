@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import zlib
@@ -16,8 +15,9 @@ import pytest
 from kvconform import capabilities
 from kvconform.api import release_of
 from kvconform.capabilities import Capability, Shown
+from kvconform.cases.commands import replay_command, rerun_command
 from kvconform.cases.model import How
-from kvconform.cases.writer import CaseWriter, replay_command
+from kvconform.cases.writer import CaseWriter
 from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
@@ -353,7 +353,7 @@ class Conformance:
                 verdict = Verdict.PASS if seen[rule] else Verdict.INCONCLUSIVE
                 record(request, rule, verdict, witnesses=seen[rule], message="" if seen[rule] else lacking)
         if found:
-            reproduce = self.reproduce(request.node.nodeid)
+            reproduce = rerun_command(request.node.nodeid, self.target, self.config)
             text = failure_text(found, History(), None, target=self.target.id, reproduce=reproduce)
             raise ConformanceFailure(text, rules=broken)
         if not seen[rules[0]]:
@@ -396,7 +396,7 @@ class Conformance:
     ) -> tuple[str, ...]:
         """Commands that show a failure again: its test, and the scenario alone if it could be kept as a case file."""
         nodeid = request.node.nodeid
-        commands = [self.reproduce(nodeid)]
+        commands = [rerun_command(nodeid, self.target, self.config)]
         if self.cases is not None and program is not None:
             file = self.cases.save(
                 self.target, self.config, nodeid, family, program, rules=rules, how=how, findings=findings
@@ -416,23 +416,6 @@ class Conformance:
         seen = {what: count for what, count in outcome.witness(witness_rule(rule)).items() if count}
         verdict = Verdict.PASS if seen else Verdict.INCONCLUSIVE
         record(request, rule, verdict, witnesses=seen, message="" if seen else outcome.engine_bug or lacking)
-
-    def reproduce(self, nodeid: str) -> str:
-        """A command that runs one test again."""
-        options = [f"--kvconform={self.target.spec}"]
-        if self.config.config_file is not None:
-            options.append(f"--kvconform-config={os.path.relpath(self.config.config_file)}")
-        options += [
-            f"--kvconform-{name}={value}"
-            for name, value in (("engine", self.config.engine), ("device", self.config.device))
-            if value != "auto"
-        ]
-        if self.config.seed:
-            options.append(f"--kvconform-seed={self.config.seed}")
-        if self.config.budget != "quick":
-            options.append(f"--kvconform-budget={self.config.budget}")
-        name = nodeid.rpartition("::")[2]
-        return f"pytest {' '.join(options)} -k '{name.partition('[')[0]}'"
 
 
 def witness_rule(rule: str) -> str:

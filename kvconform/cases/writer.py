@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,14 +96,6 @@ class CaseWriter:
             return False
         oldest.unlink(missing_ok=True)
         return True
-
-
-def replay_command(path: Path, target: Target, config: RunConfig) -> str:
-    """What to type to play a case again."""
-    command = ["kvconform", "replay", os.path.relpath(path), f"--kvconform={target.spec}"]
-    if config.config_file is not None:
-        command.append(f"--config={os.path.relpath(config.config_file)}")
-    return shlex.join(command)
 
 
 def _case(
