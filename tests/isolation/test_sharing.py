@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,3 +154,29 @@ def test_controller_starts_one_pair_for_all_nodes_and_ends_it() -> None:
     assert all(Path(folder).is_dir() for folder in folders)
     plugin.pytest_unconfigure()
     assert not any(Path(folder).is_dir() for folder in folders)
+
+
+WHERE_ITS_PROCESS_IS_FROM = """
+import time
+from pathlib import Path
+
+import pytest
+
+@pytest.mark.parametrize("number", range(2))
+def test_process(conformance, worker_id, number):
+    conformance.room.enter()
+    parent = Path(f"/proc/{conformance.room._pid}/stat").read_text().rpartition(")")[2].split()[1]
+    Path(worker_id).write_text(parent)
+    time.sleep(1)
+"""
+
+
+def test_processes_of_xdist_share_the_nursery_of_their_run(tmp_path: Path) -> None:
+    (tmp_path / "test_where.py").write_text(WHERE_ITS_PROCESS_IS_FROM)
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--kvconform-engine=embedded",
+        "--kvconform=kvconform.reference.file_store:FileStoreConnector", "test_where.py",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len({(tmp_path / worker).read_text() for worker in ("gw0", "gw1")}) == 1
