@@ -113,6 +113,19 @@ def v2_pre_forward(
         active.pre_forward(output)
 
 
+def v2_post_forward(active: Any, finished_req_ids: set[str], drafts: bool) -> Any:
+    """``ActiveKVConnector.post_forward``: the step's ``KVConnectorOutput``, or None where the connector is disabled.
+
+    From 0.33.0 on, as long as before under the V1 runner, a step with a draft model ends (``wait_for_save``,
+    ``clear_connector_metadata``) once that model has run as well (vllm/v1/worker/gpu/model_runner.py, sample_tokens).
+    """
+    if not drafts or release() < Version("0.33.0"):
+        return active.post_forward(finished_req_ids)
+    output = active.post_forward(finished_req_ids, defer_finalize=True)
+    active.finalize_step()
+    return output
+
+
 def has_sync_kv_loads(output: SchedulerOutput) -> bool:
     """Whether this step's loads feed its own forward; the field exists since 0.29.0."""
     return bool(getattr(output, "has_sync_kv_loads", True))

@@ -141,6 +141,29 @@ def test_the_v2_wrapper_is_called_as_its_release_wants_it(bench: Bench) -> None:
     assert sum(call.hook == "start_load_kv" for call in bench.of(HookCall)) == bench.engines[0].steps
 
 
+@pytest.mark.parametrize(
+    ("release", "drafts", "calls"),
+    [
+        ("0.32.0", True, ["post_forward {}"]),
+        ("0.33.0", False, ["post_forward {}"]),
+        ("0.33.0", True, ["post_forward {'defer_finalize': True}", "finalize_step"]),
+    ],
+)
+def test_the_v2_wrapper_ends_a_step_behind_the_draft_model_from_0_33_0_on(
+    monkeypatch: pytest.MonkeyPatch, release: str, drafts: bool, calls: list[str]
+) -> None:
+    seen: list[str] = []
+
+    def post_forward(finished: set[str], **options: bool) -> str:
+        seen.append(f"post_forward {options}")
+        return f"output after {finished}"
+
+    active = SimpleNamespace(post_forward=post_forward, finalize_step=lambda: seen.append("finalize_step"))
+    monkeypatch.setattr(compat, "release", lambda: Version(release))
+    assert compat.v2_post_forward(active, {"a"}, drafts) == "output after {'a'}"
+    assert seen == calls
+
+
 def test_the_hooks_of_the_installed_base_class_are_all_recorded() -> None:
     """A hook that a release adds is one that the history must show, or the call order has a hole."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1

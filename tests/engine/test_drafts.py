@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from bench import Bench, request
+from bench import Bench, request, stored_then_asked_again
+from packaging.version import Version
 
 from kvconform.checks import examine
-from kvconform.engine.history import EngineRaised, Leaked, Scheduled, Tokens, WrongBytes
+from kvconform.engine import compat
+from kvconform.engine.history import EngineRaised, HookCall, Leaked, Scheduled, Tokens, WrongBytes
 from kvconform.engine.options import EngineOptions
 
 DRAFTS = 3
+END_OF_STEP = ("get_finished", "wait_for_save")
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -47,6 +50,17 @@ def test_refused_drafts_are_rolled_back_and_computed_anew(bench: Bench, runner: 
     for kind in (WrongBytes, EngineRaised, Leaked):
         assert bench.of(kind) == []
     assert examine(bench.history).clean
+
+
+def test_a_step_ends_once_the_draft_model_has_run(bench: Bench, runner: Any) -> None:
+    """Results are collected before it then: V1, and V2 from 0.33.0 on. Before that V2 ended the step first."""
+    stored_then_asked_again(bench.engine(options=EngineOptions(runner=runner, drafts=DRAFTS)))
+    deferred = runner == "v1" or compat.release() >= Version("0.33.0")
+    with_tokens = {event.step for event in bench.of(Scheduled) if event.scheduled}
+    assert with_tokens
+    for step in with_tokens:
+        order = [call.hook for call in bench.of(HookCall) if call.step == step and call.hook in END_OF_STEP]
+        assert order == sorted(END_OF_STEP, reverse=not deferred)
 
 
 def test_drafts_come_with_plain_scheduling_only() -> None:

@@ -231,7 +231,10 @@ class SimulatedWorker:
                 compat.v2_pre_forward(self._active, output, batch, None)
                 forward.run(requests)
         self._active.finish_forward()
-        return self._active.post_forward(output.finished_req_ids)
+        step: KVConnectorOutput | None = compat.v2_post_forward(
+            self._active, output.finished_req_ids, bool(self.options.drafts)
+        )
+        return step
 
     def enter(self) -> None:
         """This worker has vLLM's process-wide slot now."""
