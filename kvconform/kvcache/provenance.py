@@ -7,7 +7,7 @@ run (and every poison) into an index of head rows and looks the observed rows up
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Bytes = npt.NDArray[np.uint8]
 _SHORT_ROW = 4  # rows of fewer bytes recur by chance and identify nothing
+_NAMED = 4  # slots of a mixture that are named
 _EARLIER = "an earlier life of "
 
 
@@ -79,41 +80,38 @@ class Provenance:
     def _identify_slot(self, slot: Bytes) -> Origin:
         if not slot.any():
             return Origin("zero")
-        for width in (1, 2, 4):
-            elements = slot.reshape(-1, width) if slot.size % width == 0 and slot.size > 2 * _SHORT_ROW else slot[:0]
-            if len(elements) and (elements == elements[0]).all():
+        widths = [width for width in (1, 2, 4) if slot.size % width == 0 and slot.size > 2 * _SHORT_ROW]
+        for width in widths:
+            elements = slot.reshape(slot.size // width, width)
+            if (elements == elements[0]).all():
                 return Origin("constant", detail=f"the {width}-byte value 0x{elements[0][::-1].tobytes().hex()}")
+        found = self._look_up(slot)
+        if not found:
+            return self._halves(slot)
+        first = found[0][0]
+        if len(found) < len(slot):
+            detail = f"{len(found)} of {len(slot)} heads are those of {_name(first)}, the others unknown"
+            return Origin("unknown", detail=detail)
+        slots = list(dict.fromkeys(origin for origin, _ in found))
+        if len(slots) > 1:
+            more = f"; and {len(slots) - _NAMED} more" if len(slots) > _NAMED else ""
+            return Origin("unknown", detail=f"a mixture of slots: {'; '.join(map(_name, slots[:_NAMED]))}{more}")
+        order = [head for _, head in found]
+        if order == list(range(len(slot))):
+            return first
+        return replace(first, detail=f"heads in the order {', '.join(map(str, order))}")
+
+    def _look_up(self, slot: Bytes) -> list[tuple[Origin, int]]:
+        """Slot and head of those head rows that are known."""
         heads = [self._index.get((slot.shape[1], row.tobytes())) for row in slot]
-        if all(heads):
-            first = heads[0]
-            assert first is not None
-            origins = {(entry[0], entry[1] - head) for head, entry in enumerate(heads) if entry is not None}
-            if origins == {(first[0], first[1])} and first[1] == 0:
-                return first[0]
-            same_slot = len({entry[0] for entry in heads if entry is not None}) == 1
-            order = ", ".join(str(entry[1]) for entry in heads if entry is not None)
-            if same_slot:
-                return Origin(**{**first[0].__dict__, "detail": f"heads in the order {order}"})
-            return Origin(
-                "unknown", detail="a mixture of slots: " + "; ".join(_name(e[0]) for e in heads if e is not None)[:200]
-            )
-        if any(heads):
-            found = next(entry for entry in heads if entry is not None)
-            right = sum(entry is not None for entry in heads)
-            return Origin(
-                "unknown", detail=f"{right} of {len(heads)} heads are those of {_name(found[0])}, the others unknown"
-            )
-        return self._halves(slot)
+        return [entry for entry in heads if entry is not None]
 
     def _halves(self, slot: Bytes) -> Origin:
         """K and V swapped is the one rearrangement inside a head row that real connectors produce."""
-        width = slot.shape[1]
-        for k_width in range(1, width):
-            swapped = np.concatenate([slot[:, k_width:], slot[:, :k_width]], axis=1)
-            heads = [self._index.get((width, row.tobytes())) for row in swapped]
-            first = heads[0]
-            if first is not None and all(entry == (first[0], head) for head, entry in enumerate(heads)):
-                return Origin(**{**first[0].__dict__, "detail": "K and V swapped"})
+        for width in range(1, slot.shape[1]):
+            found = self._look_up(np.roll(slot, width, axis=1))
+            if found and found == [(found[0][0], head) for head in range(len(slot))]:
+                return replace(found[0][0], detail="K and V swapped")
         return Origin("unknown")
 
     def _reindex(self, content: PageContent) -> None:
@@ -224,10 +222,16 @@ def held_words(origin: Origin, final: Origin, layer: str, rank: int) -> str:
         return origin.detail or "bytes that nobody computed in this run"
     if origin.kind == "poison":
         return f"poison of {origin.label}"
+    notes = _notes(origin, layer, rank)
+    return f"{origin.label}'s {span(origin.position, final.position)}" + (f" {', '.join(notes)}" if notes else "")
+
+
+def _notes(origin: Origin, layer: str, rank: int) -> list[str]:
+    """What besides the tokens is not that of ``layer`` on ``rank``."""
     notes = [f"of layer {origin.layer}"] if origin.layer != layer else []
     notes += [f"of rank {origin.rank}"] if origin.rank != rank else []
     notes += [f"with {origin.detail}"] if origin.detail else []
-    return f"{origin.label}'s {span(origin.position, final.position)}" + (f" {', '.join(notes)}" if notes else "")
+    return notes
 
 
 def _continues(positions: Sequence[int], origins: Sequence[Origin], end: int) -> bool:
@@ -257,13 +261,6 @@ def _sentence(first: int, last: int, origin: Origin, final: Origin, layer: str, 
         detail = f": {origin.detail}" if origin.detail else ""
         return f"{where} {verb} bytes that nobody computed in this run{detail}"
     held = f"{origin.label}'s {span(origin.position, final.position)}"
-    notes = []
-    if origin.layer != layer:
-        notes.append(f"of layer {origin.layer}")
-    if origin.rank != rank:
-        notes.append(f"of rank {origin.rank}")
-    if origin.detail:
-        notes.append(f"with {origin.detail}")
-    if origin.kind == "tainted":
-        notes.append("computed on top of wrong KV")
+    notes = _notes(origin, layer, rank)
+    notes += ["computed on top of wrong KV"] if origin.kind == "tainted" else []
     return f"{where} {verb} {held}" + (f" ({', '.join(notes)})" if notes else "")

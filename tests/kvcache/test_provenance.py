@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_bench import build_memory, compute, connector_view, places, shapes
 
+from kvconform.kvcache import provenance as provenance_module
 from kvconform.kvcache.memory import KVMemory
-from kvconform.kvcache.oracle import Identity, TokenChain, expand, slot_seeds
+from kvconform.kvcache.oracle import Identity, PageContent, TokenChain, expand, poison_seeds, slot_seeds
 from kvconform.kvcache.provenance import Origin, Provenance, describe, runs, span
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
 
@@ -24,8 +25,8 @@ TAINT = 0x123456789ABCDEF
 class Scene:
     """Two requests of 40 tokens in blocks 1-3 and 4-6 of one engine; whatever is asked about lies in blocks 1-3."""
 
-    def __init__(self, ranks: tuple[int, ...] = (0,)) -> None:
-        self.memory = build_memory(SHAPE, engine=1)
+    def __init__(self, ranks: tuple[int, ...] = (0,), shape: KVCacheShape = SHAPE) -> None:
+        self.memory = build_memory(shape, engine=1)
         self.provenance = Provenance(ranks=ranks)
         self.provenance.know_memory(self.memory, " (engine 1)")
         self.chains = {"r1": TokenChain(tuple(range(100, 140))), "r2": TokenChain(tuple(range(500, 540)))}
@@ -106,11 +107,18 @@ def test_nothing_was_written(scene: Scene) -> None:
 
 def test_poison_of_an_earlier_life(scene: Scene) -> None:
     scene.memory.poison([2], group=0)
+    assert scene.ask(L0, 16, 17) == ("token 16 holds poison of block 2 (engine 1): nothing was written there",)
     before = connector_view(scene.memory, L0)[2].clone()
     scene.memory.poison([2], group=0)
     connector_view(scene.memory, L0)[2] = before
     (said,) = scene.ask(L0, 16, 32)
     assert said == "tokens 16-31 hold poison of an earlier life of block 2 (engine 1): nothing was written there"
+
+
+def test_poison_of_a_life_to_come_is_nobodys(scene: Scene) -> None:
+    seeds = poison_seeds(scene.memory.engine, 2, 1, 16, L0)
+    (said,) = scene.plant(L0, 16, expand(seeds, scene.memory.layers[L0].content).numpy())
+    assert said == "tokens 16-31 hold bytes that nobody computed in this run"
 
 
 def test_poison_of_another_layer(scene: Scene) -> None:
@@ -155,10 +163,23 @@ def test_heads_of_another_request_in_another_order(scene: Scene) -> None:
     assert said == ("tokens 0-3 hold r2's tokens 0-3 (with heads in the order 3, 2, 1, 0)",)
 
 
-def test_k_and_v_exchanged(scene: Scene) -> None:
+def test_head_that_the_layer_does_not_have_is_nobodys(scene: Scene) -> None:
+    seeds = slot_seeds(scene.chains["r1"].chain(0, 1), L0)
+    wider = expand(seeds, PageContent(heads=8, content_bytes=24)).numpy()
+    assert scene.plant(L0, 0, wider[:, 4:]) == ("token 0 holds bytes that nobody computed in this run",)
+
+
+@pytest.mark.parametrize("width", [1, 8, 16, 23])
+def test_k_and_v_exchanged(scene: Scene, width: int) -> None:
     content = scene.content("r1", 8, 12)
-    swapped = np.concatenate([content[:, :, 16:], content[:, :, :16]], axis=2)
+    swapped = np.concatenate([content[:, :, width:], content[:, :, :width]], axis=2)
     assert scene.plant(L0, 8, swapped) == ("tokens 8-11 hold r1's tokens 8-11 (with K and V swapped)",)
+
+
+def test_k_and_v_of_the_only_head_exchanged(vllm_cpu: object) -> None:
+    scene = Scene(shape=KVCacheShape((LayerShape(2, num_kv_heads=1),), num_blocks=8))
+    swapped = np.roll(scene.content("r1", 8, 9), 8, axis=2)
+    assert scene.plant(L0, 8, swapped) == ("token 8 holds r1's token 8 (with K and V swapped)",)
 
 
 def test_only_one_head_with_k_and_v_exchanged_is_not_called_a_swap(scene: Scene) -> None:
@@ -181,9 +202,24 @@ def test_a_mixture_of_two_slots(scene: Scene) -> None:
     content = scene.content("r1", 6, 7)
     content[:, 1::2] = scene.content("r2", 20, 21)[:, 1::2]
     (said,) = scene.plant(L0, 6, content)
-    assert "a mixture of slots" in said
-    assert f"r1 token 6 of {L0}" in said
-    assert f"r2 token 20 of {L0}" in said
+    assert said.endswith(f"in this run: a mixture of slots: r1 token 6 of {L0}; r2 token 20 of {L0}")
+
+
+@pytest.mark.parametrize(("count", "more"), [(4, ""), (5, "; and 1 more"), (6, "; and 2 more")])
+def test_first_four_slots_of_a_mixture_are_named(vllm_cpu: object, count: int, more: str) -> None:
+    scene = Scene(shape=KVCacheShape((LayerShape(2, num_kv_heads=6),), num_blocks=8))
+    content = scene.content("r1", 0, 1)
+    for head in range(count):
+        content[:, head] = scene.content("r1", head, head + 1)[:, head]
+    (said,) = scene.plant(L0, 6, content)
+    assert said.endswith("; ".join(f"r1 token {position} of {L0}" for position in range(4)) + more)
+
+
+def test_half_of_the_heads_of_a_block_that_was_never_written(scene: Scene) -> None:
+    content = scene.content("r1", 6, 7)
+    content[:, 2:] = scene.memory.read(L0, np.array([7]), np.array([3])).numpy()[:, 2:]
+    (said,) = scene.plant(L0, 6, content)
+    assert said.endswith(f"a mixture of slots: r1 token 6 of {L0}; poison of block 7 (engine 1)")
 
 
 def test_heads_of_two_layers_are_a_mixture(scene: Scene) -> None:
@@ -287,9 +323,38 @@ def test_rows_too_short_to_identify_anything_are_unknown(vllm_cpu: object) -> No
     memory: KVMemory = build_memory(tiny)
     provenance = Provenance()
     provenance.know_memory(memory, "")
-    provenance.know("r1", TokenChain((1, 2, 3)), 3)
+    chain = TokenChain((1, 2, 3))
+    provenance.know("r1", chain, 3)
+    name, layer = next(iter(memory.layers.items()))
+    own = expand(slot_seeds(chain.chain(0, 3), name), layer.content).numpy()
+    assert layer.content.content_bytes < 4
+    assert provenance.identify(own) == [Origin("unknown")] * 3
     assert provenance.identify(np.array([[[3, 4]]], np.uint8)) == [Origin("unknown")]
     assert provenance.identify(np.array([[[0, 0]]], np.uint8)) == [Origin("zero")]
+
+
+def test_rows_of_four_bytes_are_enough(vllm_cpu: object) -> None:
+    small = KVCacheShape((LayerShape(num_kv_heads=2, head_size=2, dtype="uint8"),), num_blocks=4)
+    memory, provenance, chain = build_memory(small), Provenance(), TokenChain((1, 2, 3))
+    provenance.know_memory(memory, "")
+    provenance.know("r1", chain, 3)
+    name, layer = next(iter(memory.layers.items()))
+    assert layer.content.content_bytes == 4
+    own = expand(slot_seeds(chain.chain(0, 3), name), layer.content).numpy()
+    assert [origin.label for origin in provenance.identify(own)] == ["r1"] * 3
+
+
+def test_request_of_which_nothing_was_computed_has_no_bytes(scene: Scene) -> None:
+    scene.chains["r3"] = TokenChain((7, 8, 9))
+    scene.provenance.know("r3", scene.chains["r3"], 0)
+    (said,) = scene.plant(L0, 0, scene.content("r3", 0, 1))
+    assert said == "token 0 holds bytes that nobody computed in this run"
+
+
+def test_index_is_built_once_for_as_long_as_nothing_is_added(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.ask(L0, 0, 1)
+    monkeypatch.setattr(provenance_module, "expand", None)
+    assert scene.ask(L0, 1, 3) == ("tokens 1-2 hold r1's tokens 1-2",)
 
 
 # -- words -----------------------------------------------------------------------------------------------------
