@@ -51,8 +51,8 @@ from kvconform.scenario.program import RequestSpec
 
 # Steps that compute something within one drain; the longest scenario needs a quarter of them.
 STEP_LIMIT = 400
-# An engine core sleeps so long after a step without tokens, so that transfer threads get on (EngineCore.
-# _process_engine_step, vllm/v1/engine/core.py, 0.32.0).
+# An engine core that has work left sleeps so long after a step without tokens, so that transfer threads get on
+# (EngineCore._process_engine_step, vllm/v1/engine/core.py, 0.32.0).
 EMPTY_STEP_SECONDS = 0.001
 # VllmConfig.max_concurrent_batches with asynchronous scheduling and one pipeline stage.
 BATCH_QUEUE_SIZE = 2
@@ -259,7 +259,7 @@ class VllmEngine:
             self.abort(request_id, "during step")
         self._finish_step(output, result)
         self._empty_step = not output.num_scheduled_tokens
-        if self._empty_step:
+        if self._empty_step and self._guard("has_requests", self.scheduler.has_requests):
             time.sleep(EMPTY_STEP_SECONDS)
 
     def _goes_ahead(self, output: Any) -> bool:
