@@ -19,7 +19,7 @@ def judge(conformance: Conformance, request: pytest.FixtureRequest, family: Fami
     conformance.judge(request, family)
 
 
-@pytest.mark.kvconform_rules("FIN-12", "MATCH-10", "ASYNC-01", "ASYNC-05", "ASYNC-07")
+@pytest.mark.kvconform_rules("FIN-12", "MATCH-10", "MATCH-04", "MATCH-05", "ASYNC-01", "ASYNC-05", "ASYNC-07")
 def test_prompt_is_handed_off_between_engines_that_know_it_by_different_ids(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
@@ -27,7 +27,7 @@ def test_prompt_is_handed_off_between_engines_that_know_it_by_different_ids(
     judge(conformance, request, producer_consumer.hand_off())
 
 
-@pytest.mark.kvconform_rules("FIN-04")
+@pytest.mark.kvconform_rules("FIN-04", "ROLE-12")
 def test_every_request_gets_kv_transfer_params_of_its_own(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
