@@ -19,10 +19,14 @@ REPORT_HOOKS = ("get_transfer_results", "get_finished")
 
 @dataclass
 class Transfer:
-    """A load that was committed to, or a hold; ``reported`` are the workers that have reported its end."""
+    """A load that was committed to, or a hold; ``reported`` are the workers that have reported its end.
+
+    ``taken`` tells of a load that the scheduler has taken the report of all workers.
+    """
 
     begun: HookCall
     reported: set[int] = field(default_factory=set)
+    taken: bool = False
 
 
 @dataclass
@@ -30,7 +34,9 @@ class Life:
     """One life of a request id.
 
     ``load`` is the last asynchronous load; ``synchronous`` that a synchronous one was committed to. ``loading`` tells
-    that the load was under way when the request ended; ``seen`` are the workers that know of its end.
+    that the load was under way for the scheduler when the request ended: it keeps the blocks until it takes the report,
+    which may be on its way (finish_requests, _update_from_kv_xfer_finished). ``seen`` are the workers that know of the
+    request's end.
     """
 
     request: str
@@ -44,7 +50,7 @@ class Life:
 
     @property
     def failed_while_loading(self) -> bool:
-        """Whether the request ended because of a failure that was reported before the end of its load."""
+        """Whether the request ended because of a failure that the scheduler took before the end of its load."""
         status = None if self.ended is None else self.ended.args.get("status")
         return self.loading and status == "FINISHED_ERROR"
 
@@ -86,7 +92,11 @@ class Lives:
         """A scheduler-side hook was called."""
         request = call.args.get("request", "")
         life = self.current.get(request)
-        if call.hook == "get_num_new_matched_tokens":
+        if call.hook == "update_connector_output":
+            for received in call.args["finished_recving"]:
+                if (loaded := self.current.get(received)) is not None and loaded.load is not None:
+                    loaded.load.taken = True
+        elif call.hook == "get_num_new_matched_tokens":
             self._asynchronous[request] = is_asynchronous(call)
         elif life is None:
             return
@@ -96,7 +106,7 @@ class Lives:
             else:
                 life.synchronous = True
         elif call.hook in FINISH_HOOKS:
-            life.ended, life.loading = call, self.is_open(life.load)
+            life.ended, life.loading = call, life.load is not None and not life.load.taken
             life.hold = Transfer(call) if is_held(call) else None
 
     def is_open(self, transfer: Transfer | None) -> bool:

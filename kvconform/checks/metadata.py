@@ -83,8 +83,11 @@ def blocks_passed_on(history: History) -> Mapping[str, int]:
     for call in history.calls("update_state_after_alloc"):
         groups = call.args["block_ids"]
         for block in {block for group in groups for block in group} - {0}:
-            owner = loaded.pop((call.engine, block), call.args["request"])
-            passed += owner != call.args["request"]
+            # An asynchronous load's request is given more blocks once it has ended, and its own once more.
+            owner = loaded.get((call.engine, block), call.args["request"])
+            if owner != call.args["request"]:
+                passed += 1
+                del loaded[call.engine, block]
             if call.args["num_external_tokens"] > 0:
                 loaded[call.engine, block] = call.args["request"]
     return {"blocks of earlier loads given to others": passed}

@@ -78,11 +78,15 @@ def loads_at_once() -> Family:
 # -- aborts --
 
 
-def _aborted(steps: int, prompt: Prompt, options: EngineOptions) -> Program:
-    """A reload is aborted after some steps; others take its blocks, and the prompt is reloaded once more."""
+def _aborted(steps: int, prompt: Prompt, options: EngineOptions, during: bool = False) -> Program:
+    """A reload is aborted after some steps; others take its blocks, and the prompt is reloaded once more.
+
+    ``during`` the next step, however fast the load is, it has not arrived for the scheduler (EngineCore.step).
+    """
     actions: list[Action] = [
         *stored(prompt, OTHER),
-        Add(RequestSpec("reload", prompt, 4)), Add(RequestSpec("beside", OTHER, 6)), Step(steps), Abort("reload"),
+        Add(RequestSpec("reload", prompt, 4)), Add(RequestSpec("beside", OTHER, 6)),
+        *([Step(steps)] if steps else []), AbortDuringStep("reload") if during else Abort("reload"),
         # As many blocks as there are: the aborted request's are among them as soon as they are free.
         Add(RequestSpec("taker", ((3, 5 * BLOCK + 3),), 3)), Step(2),
         Add(RequestSpec("taker2", ((4, 5 * BLOCK + 3),), 3)), Drain(),
@@ -93,15 +97,19 @@ def _aborted(steps: int, prompt: Prompt, options: EngineOptions) -> Program:
 
 
 def _without_aborts(program: Program) -> Program:
-    return replace(program, actions=tuple(action for action in program.actions if not isinstance(action, Abort)))
+    aborts = (Abort, AbortDuringStep)
+    return replace(program, actions=tuple(action for action in program.actions if not isinstance(action, aborts)))
 
 
 def aborted_loads() -> Family:
     """A request that is aborted before, while and after its KV is loaded."""
     moments: tuple[tuple[int, Runner], ...] = ((1, "v2"), (2, "v1"), (3, "v2"))
-    examples = tuple(_aborted(steps, LONG, EngineOptions(runner=runner)) for steps, runner in moments)
+    examples = (
+        *(_aborted(steps, LONG, EngineOptions(runner=runner)) for steps, runner in moments),
+        *(_aborted(0, LONG, EngineOptions(runner=runner), during=True) for runner in RUNNERS),
+    )
     prompts = st.integers(BLOCK, 4 * BLOCK).map(lambda n: ((1, n),))
-    drawn = st.builds(_aborted, st.integers(1, 8), prompts, _options())
+    drawn = st.builds(_aborted, st.integers(1, 8), prompts, _options(), st.booleans())
     return Family("aborted loads", "ASYNC-09", examples, drawn, "aborts", _without_aborts)
 
 

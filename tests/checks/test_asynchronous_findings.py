@@ -26,6 +26,12 @@ def results(
     return HookCall(1, step, "worker", "get_transfer_results", {"finished_req_ids": list(finished)}, outcome)
 
 
+def taken(step: int, *requests: str) -> HookCall:
+    """The scheduler takes the report of all workers on these loads."""
+    args = {"finished_sending": [], "finished_recving": list(requests), "invalid_block_ids": []}
+    return HookCall(1, step, "scheduler", "update_connector_output", args, None)
+
+
 def finish(hold: Any, *, request: str = "r1", step: int = 2, status: str = "FINISHED_LENGTH_CAPPED") -> HookCall:
     args = {"request": request, "status": status, "block_ids": [1, 2]}
     return HookCall(1, step, "scheduler", "request_finished", args, (hold, None))
@@ -36,7 +42,7 @@ def stuck(*unfinished: str) -> NeverIdle:
 
 
 LOADING = (add(), match((32, True)), alloc(32))
-LOADED = (*LOADING, results(2, received=("r1",)))
+LOADED = (*LOADING, results(2, received=("r1",)), taken(2, "r1"))
 HELD = (add(), finish(True))
 
 
@@ -51,7 +57,9 @@ HELD = (add(), finish(True))
         (*HELD, results(3, finished=("r1",), sent=("r1",))),
         # Aborted while loading.
         (*LOADING, finish(False, status="FINISHED_ABORTED"), results(4, received=("r1",), finished=("r1",))),
-        (*LOADING, results(2, received=("r1",)), finish(True, step=5), results(6, sent=("r1",), finished=("r1",))),
+        (*LOADED, finish(True, step=5), results(6, sent=("r1",), finished=("r1",))),
+        # Aborted while the report is on its way to the scheduler.
+        (*LOADING, results(2, received=("r1",)), finish(False, status="FINISHED_ABORTED"), taken(2, "r1")),
         # The id of a request that is gone.
         (*LOADING, results(2, received=("r1",)), finish(False), add(step=4), match((32, True)), alloc(32, step=5),
          results(6, received=("r1",))),
@@ -80,6 +88,9 @@ def test_legal_completions(events: tuple[Event, ...]) -> None:
         ("ASYNC-07", (add(), results(2, sent=("r1",)), finish(True, step=2))),
         ("ASYNC-09", (*LOADING, finish(True, status="FINISHED_ABORTED"), results(3, sent=("r1",), finished=("r1",)))),
         ("ASYNC-09", (*LOADING, finish(False, status="FINISHED_ABORTED"), results(3, sent=("r1",), finished=("r1",)))),
+        # The scheduler frees the blocks when it takes the report of the load.
+        ("ASYNC-09", (*LOADING, results(2, received=("r1",)), finish(True, status="FINISHED_ABORTED"), taken(2, "r1"),
+                      results(3, sent=("r1",), finished=("r1",)))),
         ("ASYNC-16", (*LOADING, results(2, failed=("r1",)), stuck("r1"))),
         ("ASYNC-22", (*LOADED, finish(False), add(step=4), results(5, received=("r1",)))),
         ("ASYNC-22", (*HELD, results(3, sent=("r1",), finished=("r1",)), add(step=4), results(5, sent=("r1",)))),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from histories import alloc, broken, failing, found, history, match, witness
-from test_asynchronous_findings import HELD, LOADED, LOADING, add, finish, results, stuck
+from test_asynchronous_findings import HELD, LOADED, LOADING, add, finish, results, stuck, taken
 
 from kvconform.checks.asynchronous_lives import follow, reported
 from kvconform.engine.history import Event, HookCall, NeverIdle, ProgramAction
@@ -112,6 +112,16 @@ def test_holds_that_were_reported_are_counted(rule: str) -> None:
         ("ASYNC-04", (*LOADING, *HELD[1:]), 0),
         ("ASYNC-09", ABORTED, 1),
         ("ASYNC-09", (*LOADED, finish(True)), 0),
+        # Reported, and not yet taken by the scheduler.
+        ("ASYNC-09", (*LOADING, results(2, received=("r1",)), finish(False), taken(2, "r1")), 1),
+        ("ASYNC-09", (*LOADING, taken(2, "r2"), add("r2"), taken(2, "r2"), finish(False)), 1),
+        # A load of an earlier life that was taken is none of this one's.
+        ("ASYNC-09", (*LOADED, finish(False, step=3), add(step=4), *LOADING[1:], finish(False, step=5)), 1),
+        (
+            "FAIL-09",
+            (*LOADING, results(2, received=("r1",)), finish(False, status="FINISHED_ERROR"), taken(2, "r1")),
+            1,
+        ),
         ("ASYNC-16", (*LOADING, results(2, failed=("r1",)), results(3, received=("r1",))), 1),
         ("ASYNC-16", (*LOADING, results(2, failed=("r1",))), 0),
         ("ASYNC-16", (*LOADING, results(2, failed=("r2",)), results(3, received=("r1",))), 0),

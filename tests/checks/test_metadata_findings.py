@@ -87,6 +87,8 @@ def test_block_state_that_is_kept_is_found_once() -> None:
         ((alloc(0), alloc(48, request="r2", step=2)), 0),
         ((alloc(48), alloc(48, step=2)), 0),
         ((alloc(48), alloc(48, request="r2", engine=2)), 0),
+        # An asynchronous load has ended, and its request got a block more.
+        ((alloc(48), alloc(0, step=2), alloc(0, request="r2", step=3)), 3),
         # Its new owner computed in them: what a third request gets are no blocks of a load.
         ((alloc(48), alloc(0, request="r2"), alloc(0, request="r3")), 3),
         ((alloc(48), alloc(48, request="r2"), alloc(0, request="r3")), 6),
