@@ -81,7 +81,11 @@ def _prepare(request: dict[str, Any]) -> dict[str, Any]:
             import vllm.v1.worker.kv_connector_model_runner_mixin
             import vllm.v1.worker.utils  # noqa: F401
 
-            import kvconform.engine.vllm_engine.layers  # noqa: F401
+            import kvconform.conformance
+            import kvconform.engine.vllm_engine.construction
+            import kvconform.engine.vllm_engine.engine
+            import kvconform.engine.vllm_engine.layers
+            import kvconform.isolation.leftovers  # noqa: F401
             from kvconform.engine.vllm_engine.configuration import inspect_model
 
             inspect_model()
