@@ -51,9 +51,9 @@ def below_multi_connector(connector: ConnectorSpec, sibling: ConnectorSpec, plac
         for child in order
     ]
     extra = {"connectors": children}
-    return ConnectorSpec(
-        "MultiConnector", None, connector.kv_role, extra, child=order.index(connector), env=connector.env
-    )
+    # Not looked up in the list: a sibling with the same settings is equal to it.
+    child = 0 if place == "first" else 1
+    return ConnectorSpec("MultiConnector", None, connector.kv_role, extra, child=child, env=connector.env)
 
 
 @dataclass(frozen=True)
