@@ -52,8 +52,8 @@ class LayerMemory:
     def rows(self, blocks: list[int]) -> torch.Tensor:
         """The kernel block ids of manager blocks, in order, on the cache's device."""
         ratio = self.kernel_blocks_per_block
-        ids = np.asarray(blocks, dtype=np.int64)[:, None] * ratio + np.arange(ratio, dtype=np.int64)
-        return to_device(ids.reshape(-1), self.bytes.device)
+        ids = np.asarray(blocks, dtype=np.int64)[:, None] * ratio + np.arange(ratio)
+        return to_device(ids.ravel(), self.bytes.device)
 
     def slots(self, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Slots:
         """Manager block ids and token offsets -> kernel block ids and offsets, on the cache's device."""
@@ -221,7 +221,7 @@ class KVMemory:
         guard = changed[changed.numel() - self._guard_bytes :]
         if bool(guard.any()):
             found.append(StrayWrite(-1, "guard bytes behind the last view", (-1,), int(guard.sum()), None))
-        owners = np.where(owner_group < 0, 0, owner_group)
+        owners = np.maximum(owner_group, 0)
         for group in sorted({memory.group for memory in self.layers.values()}):
             bad = np.zeros(self.num_blocks, dtype=np.bool_)
             for memory in self.layers.values():

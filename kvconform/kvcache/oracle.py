@@ -110,8 +110,6 @@ class TokenChain:
     def _fold(self, tokens: U64, start: int, before: int) -> U64:
         """Chain values of ``tokens`` from position ``start`` on: h[i] = factor * (h[i-1] + token[i]), vectorised."""
         n = len(tokens)
-        if n == 0:
-            return np.empty(0, dtype=np.uint64)
         extra = np.zeros(n, dtype=np.uint64)
         for first, last, name in self.identity.extras:
             lo, hi = max(first, start), min(last, start + n)

@@ -21,15 +21,15 @@ NEVER = np.iinfo(np.int64).max
 T = TypeVar("T")
 
 
-def build_memory(shape: KVCacheShape, engine: int = 1) -> KVMemory:
+def build_memory(shape: KVCacheShape, engine: int = 1, rank: int = 0, device: str = "cpu") -> KVMemory:
     """vLLM's own plan and tensors of ``shape``; raises what vLLM raises."""
     from vllm.config import set_current_vllm_config
 
     vllm_config = build_vllm_config(EngineOptions(shape=shape), None)
     with set_current_vllm_config(vllm_config):
         config = plan_kv_cache(vllm_config, shape).worker
-        views = allocate(vllm_config, config, shape, torch.device("cpu"))
-    return KVMemory(views, config, engine, GUARD_BYTES)
+        views = allocate(vllm_config, config, shape, torch.device(device))
+    return KVMemory(views, config, engine, GUARD_BYTES, rank)
 
 
 def unchecked(cls: type[T], **fields: Any) -> T:

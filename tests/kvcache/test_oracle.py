@@ -17,7 +17,10 @@ from kvconform.kvcache.oracle import (
     Identity,
     PageContent,
     TokenChain,
+    _counters,
+    _signed,
     expand,
+    expand_tensor,
     key64,
     poison_seeds,
     prompt_tokens,
@@ -81,6 +84,22 @@ def test_keys_do_not_confuse_parts() -> None:
     assert key64(1) != key64("1")
 
 
+def test_bytes_are_the_same_on_every_machine_and_in_every_version_of_the_kit() -> None:
+    """A case that was saved is played again with the bytes that it had."""
+    identity = Identity("m", "lora", "salt", ((2, 5, "image"),))
+    chain = TokenChain(prompt_tokens([(1, 30), (2, 9)]), identity)
+    assert key64("a", 1) == 12444202034427101082
+    assert Identity().root() == key64("root", "model", None, None) == 10374818752128150012
+    assert prompt_tokens([(1, 3), (2, 2)]) == (46563, 43115, 35990, 26837, 31431)
+    assert chain.tokens(42)[38:] == [29798, 15570, 14829, 29082]
+    assert chain.chain(0, 2).tolist() == [24608178497578908, 4895693378591920709]
+    assert chain.chain(40, 42).tolist() == [16263720418474175553, 9837128771710620505]
+    assert slot_seeds(chain.chain(0, 1), "layer", 1).tolist() == [1601292623487591823]
+    assert poison_seeds(1, 2, 3, 2, "layer").tolist() == [16513433283654552654, 18046193856482037702]
+    bytes_of_two_heads = [[164, 201, 87, 138, 166], [162, 60, 186, 132, 216]]
+    assert expand(np.array([7], dtype=np.uint64), PageContent(2, 5)).tolist() == [bytes_of_two_heads]
+
+
 # -- the chain -------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +113,50 @@ def test_token_by_token_and_all_at_once_agree(prompt: tuple[int, ...], identity:
     assert (grown.chain(0, whole_length) == whole.chain(0, whole_length)).all()
     assert whole.next_token(len(prompt)) == tokens[len(prompt)]
     assert all(10 <= token < 50_000 for token in tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 6, 9])
+def test_item_reaches_into_what_is_generated(length: int) -> None:
+    """The same tokens as a prompt have the same chain, and another one than without the item."""
+    identity = Identity(extras=((2, 6, "image"), (7, 8, "sound")))
+    grown = TokenChain(tuple(range(length)), identity)
+    whole, plain = TokenChain(tuple(grown.tokens(12)), identity), TokenChain(tuple(grown.tokens(12)))
+    assert grown.chain(0, 12).tolist() == whole.chain(0, 12).tolist()
+    assert (grown.chain(0, 12) == plain.chain(0, 12)).tolist() == [True, True] + [False] * 10
+    assert grown.chain(0, length).dtype == grown.chain(0, 12).dtype == np.uint64
+
+
+def test_two_items_at_one_position_both_count() -> None:
+    one, two = ("image", "sound")
+    names = [(one,), (two,), (one, two)]
+    chains = [TokenChain(PROMPT, Identity(extras=tuple((5, 9, name) for name in each))) for each in names]
+    assert len({int(chain.chain(5, 6)[0]) for chain in chains}) == 3
+
+
+def test_long_prompt_has_the_chain_of_its_parts() -> None:
+    """Longer than the powers that are kept at hand for short ones."""
+    long = TokenChain(tuple(range(3000)))
+    assert long.chain(0, 40).tolist() == TokenChain(tuple(range(40))).chain(0, 40).tolist()
+    assert len(set(long.chain(0, 3000).tolist())) == 3000
+    grown = TokenChain(tuple(range(1024)))
+    whole = TokenChain(tuple(grown.tokens(1027)))
+    assert grown.chain(1020, 1027).tolist() == whole.chain(1020, 1027).tolist()
+
+
+def test_request_without_a_prompt_has_tokens() -> None:
+    empty = TokenChain(())
+    assert len(empty.chain(0, 0)) == 0
+    assert empty.next_token(0) == empty.tokens(1)[0]
+    assert empty.next_token(1) == empty.tokens(2)[1]
+
+
+@pytest.mark.parametrize(("vocabulary", "different"), [(11, 1), (12, 2), (50_000, 35)])
+def test_generated_tokens_are_those_of_the_vocabulary_behind_the_first_ten(vocabulary: int, different: int) -> None:
+    tokens = TokenChain((1, 2), vocabulary=vocabulary).tokens(40)[2:]
+    assert (min(tokens) >= 10, max(tokens) < vocabulary) == (True, True)
+    assert len(set(tokens)) >= different
+    prompt = prompt_tokens([(1, 40)], vocabulary)
+    assert set(prompt) <= set(range(10, vocabulary))
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,6 +251,33 @@ def test_any_size_is_filled(heads: int, content_bytes: int, tokens: int) -> None
     # A wider page begins with the same bytes: nothing depends on the padding of the last word.
     wider = expand(seeds, PageContent(1, heads * content_bytes + 8))
     assert (data.flatten(1) == wider[:, 0, : heads * content_bytes]).all()
+
+
+@pytest.mark.parametrize("page", [PageContent(1, 8), PageContent(3, 7), PageContent(16, 128)], ids=str)
+def test_many_slots_are_filled_as_each_of_them_alone(page: PageContent) -> None:
+    """They are expanded piece by piece, as many words at a time as a processor's cache holds."""
+    seeds = slot_seeds(TokenChain(tuple(range(200))).chain(0, 200), LAYER).repeat(200)[:: 1 + page.words // 4]
+    together = expand(seeds, page)
+    for row in (0, 1, len(seeds) // 2, len(seeds) - 1):
+        assert torch.equal(together[row], expand(seeds[row : row + 1], page)[0])
+
+
+def test_bytes_of_torch_are_those_of_numpy() -> None:
+    seeds = np.array([0, 7, (1 << 63) - 1, 1 << 63, (1 << 64) - 1], dtype=np.uint64)
+    for page in (PageContent(2, 5), PageContent(1, 8), PageContent(3, 24)):
+        assert torch.equal(expand_tensor(torch.from_numpy(seeds.view(np.int64)), page), expand(seeds, page))
+    assert expand(seeds, PageContent(2, 5), "meta").device.type == "meta"
+
+
+def test_what_all_expansions_share_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        _counters(3)[0, 0] = 1
+
+
+def test_unsigned_numbers_keep_their_bits() -> None:
+    for value in (0, 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1):
+        assert _signed(value) % (1 << 64) == value
+        assert -(1 << 63) <= _signed(value) < 1 << 63
 
 
 def test_every_byte_value_occurs_evenly() -> None:

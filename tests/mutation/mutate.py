@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import hypothesis
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +42,9 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "kvconform/kvcache/memory.py": ("tests/kvcache",),
     "kvconform/kvcache/provenance.py": ("tests/kvcache",),
 }
+#: hypothesis need not make a failing example smaller here, nor keep it.
+_PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+hypothesis.settings.register_profile("mutations", phases=_PHASES, database=None)
 #: Seconds of processor time; a slower test is left out, since every survivor would pay for it.
 SLOW_TEST = 3.0
 
@@ -103,6 +107,7 @@ def run(files: Sequence[tuple[Path, str]], jobs: int) -> dict[str, list[tuple[tu
         arguments = [
             *options,
             "--hypothesis-seed=0",
+            "--hypothesis-profile=mutations",
             f"--rootdir={ROOT}",
             *(str(ROOT / test) for test in sorted(tests)),
         ]

@@ -18,6 +18,8 @@ from trial import exchange
 
 SOURCE = '''\
 """A module."""
+from functools import lru_cache
+
 LIMIT = 3
 
 def check(number, names):
@@ -30,6 +32,10 @@ def outer(limit):
     def inner():
         return limit
     return inner
+
+@lru_cache
+def twice(number):
+    return number * 2
 '''
 
 
@@ -73,6 +79,16 @@ def test_living_function_gets_the_change(module: ModuleType) -> None:
     assert list(held(3, ["bad"])) == []
     exchange(changes(module)["number > LIMIT", "number >= LIMIT"], Path(module.__file__))
     assert list(held(3, ["bad"])) == ["bad of 7"]
+
+
+def test_what_a_function_remembers_from_before_the_change_is_forgotten(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module.__file__ is not None
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert module.twice(8) == 16
+    exchange(changes(module)["number * 2", "number // 2"], Path(module.__file__))
+    assert module.twice(8) == 4
 
 
 def test_function_that_needs_fewer_names_afterwards_gets_the_change_too(module: ModuleType) -> None:

@@ -19,6 +19,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import coverage
@@ -29,6 +30,7 @@ from operators import Mutation, mutations
 KILLED, SURVIVED, UNREACHED, ENDLESS, UNTRIED = "killed", "survived", "unreached", "endless", "untried"
 #: How a child says so.
 _STATUS = {0: SURVIVED, 1: KILLED, 2: UNTRIED}
+_Cached = type(lru_cache(ord))
 #: A child may use so many times the seconds of processor time that its tests took, and so many more.
 PATIENCE, GRACE = 10.0, 5.0
 
@@ -172,6 +174,15 @@ def exchange(mutation: Mutation, file: Path, functions: Iterable[types.FunctionT
         _exchange(living, file, source, mutation.applied(source))
     except ValueError:  # the new code needs fewer names from around it, which Python does not allow
         _exchange(living, file, source, mutation.applied(source, beside=True))
+    _forget(file)
+
+
+def _forget(file: Path) -> None:
+    """Empty the caches of the file's functions: they hold what the code made before."""
+    modules = [module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == str(file)]
+    for thing in (thing for module in modules for thing in vars(module).values()):
+        if isinstance(thing, _Cached):
+            thing.cache_clear()
 
 
 def functions_of(file: Path) -> Iterator[types.FunctionType]:
