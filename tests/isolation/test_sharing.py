@@ -82,7 +82,11 @@ def test_one_that_hashes_otherwise_is_shared_as_well(owner: Nursery, client: Cal
 
 def test_processes_of_somebody_who_is_gone_are_ended_and_no_others(client: Callable[[], Nursery]) -> None:
     leaves, stays = client(), client()
-    (gone, _pipe), (kept, _other_pipe) = start(leaves), start(stays)
+    target = parse_target("kvconform.reference.file_store:FileStoreConnector", Path())
+    config = RunConfig(engine="embedded").for_target(target)
+    for room in (rooms := [Room(target, config, nursery) for nursery in (leaves, stays)]):
+        room.enter()
+    gone, kept = (room._pid for room in rooms)
     leaves.close()
     until = time.monotonic() + 10
     while is_there(gone) and time.monotonic() < until:
