@@ -68,7 +68,7 @@ def _powers(length: int) -> tuple[U64, U64]:
     factor = np.full(length + 1, _CHAIN_FACTOR)
     inverse = np.full(length + 1, _CHAIN_INVERSE)
     factor[0] = inverse[0] = np.uint64(1)
-    return np.cumprod(factor, dtype=np.uint64), np.cumprod(inverse, dtype=np.uint64)
+    return np.cumprod(factor), np.cumprod(inverse)
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,7 @@ class TokenChain:
                 extra[lo - start : hi - start] += _mix(offsets + np.uint64(key64("extra", name)))
         terms = _mix(tokens + np.uint64(1)) ^ extra
         factor, inverse = _powers(max(1024, 1 << (n - 1).bit_length()))
-        with np.errstate(over="ignore"):
-            total = np.cumsum(terms * inverse[:n], dtype=np.uint64)
-            return (total + np.uint64(before)) * factor[1 : n + 1]
+        return (np.cumsum(terms * inverse[:n]) + np.uint64(before)) * factor[1 : n + 1]
 
     def tokens(self, length: int) -> list[int]:
         """The first ``length`` token ids, generated ones included."""
@@ -187,7 +185,7 @@ def poison_seeds(engine: int, block: int, life: int, num_slots: int, layer: str)
 def poison_of_blocks(engine: int, lives: Sequence[tuple[int, int]], num_slots: int, layer: str) -> U64:
     """:func:`poison_seeds` of several (block, life), one behind the other."""
     keys = np.array([key64("poison", engine, block, life, layer) for block, life in lives], dtype=np.uint64)
-    return _mix(keys[:, None] + np.arange(num_slots, dtype=np.uint64)).reshape(-1)
+    return _mix(keys[:, None] + np.arange(num_slots, dtype=np.uint64)).ravel()
 
 
 def expand(seeds: U64, content: PageContent, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -221,7 +219,7 @@ def expand_tensor(seeds: torch.Tensor, content: PageContent) -> torch.Tensor:
     """
     import torch
 
-    counters = torch.arange(1, content.words + 1, dtype=torch.int64, device=seeds.device) * _signed(_COUNTER_FACTOR)
+    counters = torch.arange(1, content.words + 1, device=seeds.device) * _signed(_COUNTER_FACTOR)
     x = seeds[:, None] + counters[None, :]
     for shift, factor in _MIX_STEPS:
         x = (x ^ _shifted(x, shift)) * _signed(factor)

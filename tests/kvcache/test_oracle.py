@@ -133,6 +133,17 @@ def test_two_items_at_one_position_both_count() -> None:
     assert len({int(chain.chain(5, 6)[0]) for chain in chains}) == 3
 
 
+def test_tokens_are_as_many_as_asked_for_in_any_order() -> None:
+    first, later = TokenChain(PROMPT), TokenChain(PROMPT)
+    token = first.next_token(len(PROMPT) + 3)
+    assert later.tokens(len(PROMPT) + 4)[-1] == token
+    assert first.tokens(len(PROMPT) - 1) == list(PROMPT[:-1])
+
+
+def test_words_cover_a_token_and_no_more() -> None:
+    assert [PageContent(heads, width).words for heads, width in ((1, 8), (1, 9), (2, 12), (3, 16))] == [1, 2, 3, 6]
+
+
 def test_long_prompt_has_the_chain_of_its_parts() -> None:
     """Longer than the powers that are kept at hand for short ones."""
     long = TokenChain(tuple(range(3000)))

@@ -7,7 +7,7 @@
 
 A mutation that no test notices survives. Each survivor gets a test that kills it, or stands in ``survivors.toml``: as
 ``[[equivalent]]`` with the reason why no test can notice it, or in the count of its module under ``[open]``, which may
-only fall; a module without a count is not held to one yet. The exit code is 1 if more survive than the file says, if it
+only fall; none survives in a module without a count. The exit code is 1 if more survive than the file says, if it
 names survivors that there are not, or if a mutation could not be tried.
 """
 
@@ -146,8 +146,8 @@ def judge(
                 complaints.append(f"could not be tried: {told}")
             else:
                 numbers.survivors.append(f"{result}: {told}")
-        allowed = known.open.get(module)
-        if allowed is not None and len(numbers.survivors) != allowed:
+        allowed = known.open.get(module, 0)
+        if len(numbers.survivors) != allowed:
             word = "survive" if len(numbers.survivors) > allowed else "survive only: lower the number"
             complaints.append(f"{module}: {len(numbers.survivors)} {word} (survivors.toml allows {allowed})")
         there = Counter(key for key, _, _ in results)

@@ -116,6 +116,7 @@ def test_more_or_fewer_survivors_than_allowed_and_stale_entries_are_told(tmp_pat
     assert (figures["m"].tried, figures["m"].equivalent, len(figures["m"].survivors)) == (2, 1, 1)
     assert "survive only" in judge({"m": [equivalent]}, known)[1][0]
     assert "2 survive" in judge({"m": [equivalent, survivor, survivor]}, known)[1][0]
+    assert "allows 0" in judge({"n": [survivor]}, known)[1][0]
     assert "no such mutation" in judge({"m": [survivor]}, known)[1][0]
     assert "although" in judge({"m": [(equivalent[0], 1, "killed"), survivor]}, known)[1][0]
     assert "could not be tried" in judge({"m": [equivalent, survivor, (("m.f", "e", "f"), 3, "untried")]}, known)[1][0]

@@ -76,6 +76,9 @@ class Trial:
         )
         measurement.start()
         for item, following in zip(items, [*items[1:], None], strict=True):
+            # What is remembered from a test before runs no line that this one reaches.
+            for file, _ in self.files:
+                _forget(file)
             measurement.switch_context(item.nodeid)
             before = time.process_time()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
