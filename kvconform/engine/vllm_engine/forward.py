@@ -12,7 +12,7 @@ import torch
 
 from kvconform.engine.history import Compared, History, WrongBytes
 from kvconform.engine.vllm_engine.guard import PlannedFailure
-from kvconform.engine.vllm_engine.rows import Rows, ScheduledRequest, gather
+from kvconform.engine.vllm_engine.rows import Range, Rows, ScheduledRequest, gather
 from kvconform.engine.vllm_engine.wrong_slots import Contents, block_table, contents
 from kvconform.kvcache.memory import KVMemory, differing
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
@@ -92,23 +92,22 @@ class LayerForward:
 
     def _read_rows(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> Rows | None:
         """What the layer reads of tokens that were computed before the step."""
-        key = ("read", *_alike(layer), self.windows.get(layer.name))
-        if key not in self._rows:
-            self._rows[key] = gather(
-                layer, requests, self.chains, lambda request: (self._first_needed(layer, request), request.computed)
-            )
-        return self._rows[key]
+        what = ("read", self.windows.get(layer.name))
+        return self._gathered(what, layer, requests, lambda r: (self._first_needed(layer, r), r.computed))
 
     def _written_rows(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> Rows | None:
         """What the step leaves in the layer."""
-        key = ("written", *_alike(layer))
+        return self._gathered(
+            ("written",), layer, requests, lambda r: (r.first_written(layer), r.computed + r.scheduled)
+        )
+
+    def _gathered(
+        self, what: tuple[object, ...], layer: LayerMemory, requests: list[ScheduledRequest], positions: Range
+    ) -> Rows | None:
+        """Once for all layers that have their slots at the same places."""
+        key = (*what, layer.group, layer.block_size, layer.kernel_blocks_per_block, layer.recurrent)
         if key not in self._rows:
-            self._rows[key] = gather(
-                layer,
-                requests,
-                self.chains,
-                lambda request: (request.first_written(layer), request.computed + request.scheduled),
-            )
+            self._rows[key] = gather(layer, requests, self.chains, positions)
         return self._rows[key]
 
     def _compare(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> None:
@@ -209,8 +208,3 @@ class LayerForward:
         table = finding.request.block_ids[finding.layer.group]
         reported = [index for index, block in enumerate(table) if block in failed]
         return bool(reported) and int(finding.positions[0]) >= min(reported) * finding.layer.block_size
-
-
-def _alike(layer: LayerMemory) -> tuple[object, ...]:
-    """Layers with the same have their slots at the same places."""
-    return layer.group, layer.block_size, layer.kernel_blocks_per_block, layer.recurrent

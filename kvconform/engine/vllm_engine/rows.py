@@ -6,7 +6,7 @@ and compared, at once for all requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,22 +83,18 @@ def gather(
     layer: LayerMemory, requests: Sequence[ScheduledRequest], chains: Mapping[str, TokenChain], positions: Range
 ) -> Rows | None:
     """The rows of all requests; None if there are none."""
-    parts = tuple(_parts(requests, positions))
-    if not parts:
-        return None
-    places = [
-        part.request.places(layer.group, layer.block_size, part.start, part.start + part.rows.stop - part.rows.start)
-        for part in parts
-    ]
-    blocks, offsets = (np.concatenate(arrays) for arrays in zip(*places, strict=True))
-    chain = np.concatenate([chains[part.request.request_id].chain(*positions(part.request)) for part in parts])
-    return Rows(parts, blocks, layer.slots(blocks, offsets), chain)
-
-
-def _parts(requests: Sequence[ScheduledRequest], positions: Range) -> Iterator[Part]:
+    parts: list[Part] = []
+    places: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    values: list[U64] = []
     row = 0
     for request in requests:
         first, last = positions(request)
         if first < last:
-            yield Part(request, first, slice(row, row + last - first))
+            parts.append(Part(request, first, slice(row, row + last - first)))
+            places.append(request.places(layer.group, layer.block_size, first, last))
+            values.append(chains[request.request_id].chain(first, last))
             row += last - first
+    if not parts:
+        return None
+    blocks, offsets = (np.concatenate(arrays) for arrays in zip(*places, strict=True))
+    return Rows(tuple(parts), blocks, layer.slots(blocks, offsets), np.concatenate(values))
