@@ -1,0 +1,116 @@
+"""Where programs are played: fresh engines of one connector, a fresh store, and what breaks that store."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvconform.config import RunConfig
+from kvconform.engine.history import History, NeverIdle
+from kvconform.engine.options import STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
+from kvconform.engine.protocol import Engine
+from kvconform.faults import Setting, StoreFaults
+from kvconform.filling_in import engine_environment, expand_freshly
+from kvconform.kvcache.provenance import Provenance
+from kvconform.scenario.failures_by_hook import HookedStore
+from kvconform.scenario.program import Program
+from kvconform.scenario.run import play
+from kvconform.target import Target
+
+#: Seconds that an engine waits for transfers once one has waited its full time in vain.
+PATIENCE_WITH_A_STUCK_ONE = 1.0
+
+
+@dataclass
+class Stage:
+    """Plays programs with one connector, in this process.
+
+    Args:
+        target: the connector.
+        config: the run's configuration for it.
+        faults: the vendor's class that breaks the store; None where files are broken.
+        patience: seconds that an engine waits for transfers; None for what the configuration says.
+    """
+
+    target: Target
+    config: RunConfig
+    faults: Callable[[Setting], StoreFaults] | None = None
+    patience: float | None = None
+
+    def connector_spec(self, directory: Path) -> ConnectorSpec:
+        """The connector in vLLM's terms, with placeholders filled in for one scenario."""
+        extra = expand_freshly(self.config.kv_connector_extra_config, directory)
+        return ConnectorSpec(
+            self.target.class_name,
+            self.target.module_path,
+            self.config.kv_role,
+            extra,
+            env=engine_environment(self.config, directory),
+        )
+
+    def play(self, program: Program) -> History:
+        """Run a program on fresh engines and a fresh store.
+
+        Raises:
+            FaultsFailed: the vendor's class does not do what it should.
+        """
+        directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
+        try:
+            specs = self._specs(program, directory)
+            patience = self._patience_with(program)
+
+            def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
+                from kvconform.engine.vllm_engine.engine import VllmEngine
+
+                spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
+                spec = self._placed(replace(spec, env=engine_environment(self.config, directory)), options, directory)
+                return VllmEngine(options, spec, history, provenance, number, self.config.resolved_device, patience)
+
+            def breaking(connectors: Callable[[], tuple[Any, ...]]) -> HookedStore:
+                assert self.faults is not None
+                return HookedStore(self.faults, Setting(directory, specs[False].extra_config, connectors))
+
+            make_store = None if self.faults is None else breaking
+            history = play(program, make, directory, self.config.peer_timeout, make_store)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        if any(history.of(NeverIdle)):
+            self.patience = PATIENCE_WITH_A_STUCK_ONE
+        return history
+
+    def _specs(self, program: Program, directory: Path) -> dict[bool, ConnectorSpec]:
+        """The connector of the first engine, and under True that of the second one of a twin or a pair."""
+        specs = {False: self.connector_spec(directory)}
+        if program.twin:
+            (directory / "twin").mkdir()
+            specs[True] = self.connector_spec(directory / "twin")
+        if program.pair is not None:
+            # What they share is theirs to find, ports are not.
+            producer, consumer = program.pair
+            specs = {
+                False: replace(self.connector_spec(directory), kv_role=producer),
+                True: replace(self.connector_spec(directory), kv_role=consumer),
+            }
+        return specs
+
+    def _patience_with(self, program: Program) -> float:
+        patience = self.patience
+        if patience is None:
+            patience = min(self.config.transfer_timeout, self.config.timeout / 2)
+        if program.pair is not None:
+            patience = max(patience, self.config.peer_timeout + 1.0)
+        return patience
+
+    def _placed(self, spec: ConnectorSpec, options: EngineOptions, directory: Path) -> ConnectorSpec:
+        """As a child of MultiConnector, if the set-up says so."""
+        if not options.place:
+            return spec
+        (directory / "sibling").mkdir(exist_ok=True)
+        sibling = self.connector_spec(directory / "sibling")
+        if options.sibling == "stranger":
+            sibling = ConnectorSpec(*STRANGER, sibling.kv_role)
+        return below_multi_connector(spec, sibling, options.place)
