@@ -67,6 +67,8 @@ class RunConfig:
     peer_timeout: float = 0.0
     #: Seconds after which a load or a save of the connector that has not ended counts as one that never will.
     transfer_timeout: float = 10.0
+    #: SPEC of a class that breaks the connector's store, see :mod:`kvconform.faults`; empty if its files can be broken.
+    faults: str = ""
     #: File of known failures, see :mod:`kvconform.baseline`; empty for none.
     baseline: str = ""
     #: Target id of the preset that filled in keys; None when none did.
@@ -141,6 +143,8 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
     for folder, values in sources:
         if folder is not None and values.get("baseline"):
             values["baseline"] = os.path.normpath(folder / values["baseline"])
+        if folder is not None and "/" in values.get("faults", ""):
+            values["faults"] = os.path.normpath(folder / values["faults"])
     merged = {key: value for _, values in sources for key, value in values.items()}
     limit = merged.get("timeout", RunConfig.timeout)
     if merged.get("transfer_timeout", 0.0) > limit / 2:
@@ -188,6 +192,7 @@ class _Reader:
             "timeout": self._timeout,
             "peer_timeout": self._timeout,
             "transfer_timeout": self._timeout,
+            "faults": self._faults,
             "baseline": self._path,
         }
 
@@ -246,6 +251,11 @@ class _Reader:
     def _path(self, key: str, value: Any) -> str:
         if not isinstance(value, str) or "\0" in value:
             raise self._wrong(key, value, "the path of a file")
+        return value
+
+    def _faults(self, key: str, value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise self._wrong(key, value, 'a string such as "my_package.testing:MyFaults"')
         return value
 
     def _extra_config(self, key: str, value: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +22,10 @@ from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig
-from kvconform.engine.history import EngineRaised, History, NeverIdle, Unsimulated, WrongBytes
-from kvconform.engine.options import STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
-from kvconform.engine.protocol import Engine
-from kvconform.filling_in import engine_environment, expand_freshly
+from kvconform.engine.history import EngineRaised, History, Unsimulated, WrongBytes
+from kvconform.faults import Setting, StoreFaults
 from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
-from kvconform.kvcache.provenance import Provenance
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, record, rules_of
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
@@ -38,14 +35,12 @@ from kvconform.scenario import transfer
 from kvconform.scenario.capabilities import Demonstrator
 from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words
 from kvconform.scenario.program import Program
-from kvconform.scenario.run import play
 from kvconform.scenario.transfer import Family
+from kvconform.stage import Stage
 from kvconform.target import Target
 from kvconform.verdicts import NOT_SET_UP, Verdict
 
 DRAWN = {"quick": 3, "full": 25}
-#: Seconds that an engine waits for transfers once one has waited its full time in vain.
-PATIENCE_WITH_A_STUCK_ONE = 1.0
 
 
 @dataclass
@@ -60,69 +55,24 @@ class Conformance:
     room: Room | None = None
     #: Where failing scenarios are kept; None in the connector's own process.
     cases: CaseWriter | None = None
+    #: The vendor's class that breaks the store, in the connector's own process; None where files are broken.
+    faults: Callable[[Setting], StoreFaults] | None = None
+    #: Plays programs in this process.
+    stage: Stage = field(init=False)
     _examined: dict[str, Examination | str] = field(default_factory=dict)
     _observation: ClassObservation | None = None
-    _patience: float | None = None
     _shown: Shown = field(default_factory=Shown)
     _demonstrator: Demonstrator = field(init=False)
 
     def __post_init__(self) -> None:
+        self.stage = Stage(self.target, self.config, self.faults)
         self._demonstrator = Demonstrator(self.examine)
 
     # -- playing ---------------------------------------------------------------------------------------------------
 
-    def connector_spec(self, directory: Path) -> ConnectorSpec:
-        """The connector in vLLM's terms, with placeholders filled in for one scenario."""
-        extra = expand_freshly(self.config.kv_connector_extra_config, directory)
-        return ConnectorSpec(
-            self.target.class_name,
-            self.target.module_path,
-            self.config.kv_role,
-            extra,
-            env=engine_environment(self.config, directory),
-        )
-
     def play(self, program: Program) -> History:
-        """Run a program on fresh engines and a fresh store."""
-        directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
-        specs = {False: self.connector_spec(directory)}
-        if program.twin:
-            (directory / "twin").mkdir()
-            specs[True] = self.connector_spec(directory / "twin")
-        if program.pair is not None:
-            # What they share is theirs to find, ports are not.
-            producer, consumer = program.pair
-            specs = {
-                False: replace(self.connector_spec(directory), kv_role=producer),
-                True: replace(self.connector_spec(directory), kv_role=consumer),
-            }
-
-        patience = self._patience
-        if patience is None:
-            patience = min(self.config.transfer_timeout, self.config.timeout / 2)
-        if program.pair is not None:
-            patience = max(patience, self.config.peer_timeout + 1.0)
-
-        def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
-            from kvconform.engine.vllm_engine.engine import VllmEngine
-
-            spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
-            spec = replace(spec, env=engine_environment(self.config, directory))
-            if options.place:
-                (directory / "sibling").mkdir(exist_ok=True)
-                sibling = self.connector_spec(directory / "sibling")
-                if options.sibling == "stranger":
-                    sibling = ConnectorSpec(*STRANGER, sibling.kv_role)
-                spec = below_multi_connector(spec, sibling, options.place)
-            return VllmEngine(options, spec, history, provenance, number, self.config.resolved_device, patience)
-
-        try:
-            history = play(program, make, directory, self.config.peer_timeout)
-            if any(history.of(NeverIdle)):
-                self._patience = PATIENCE_WITH_A_STUCK_ONE
-            return history
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        """Run a program on fresh engines and a fresh store, in this process."""
+        return self.stage.play(program)
 
     def examine(self, program: Program) -> Examination:
         """Play and judge a program, in the connector's own process if there is one.
@@ -187,7 +137,7 @@ class Conformance:
             specs = []
             for name in ("both", "scheduler"):
                 (directory / name).mkdir()
-                specs.append(self.connector_spec(directory / name))
+                specs.append(self.stage.connector_spec(directory / name))
             nursery = None if self.room is None else self.room.nursery
             return observe_class(nursery, self.target, specs[0], specs[1], self.config.resolved_device)
         finally:
@@ -358,6 +308,15 @@ class Conformance:
             raise ConformanceFailure(text, rules=broken)
         if not seen[rules[0]]:
             raise Inconclusive(lacking)
+
+    def demand_faults(self, purpose: str) -> None:
+        """Leave the test inconclusive if nothing can ``purpose``, as the sentence goes on.
+
+        Raises:
+            Inconclusive: the configuration names no class that breaks the connector's store.
+        """
+        if not self.config.faults:
+            raise Inconclusive(f"only a class that the configuration names under 'faults' can {purpose}")
 
     def _demand_start(self) -> None:
         """A connector that refuses one layout has its reasons; one that refuses the plainest set-up was never tried."""

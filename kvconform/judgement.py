@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from kvconform.baseline import Baseline
+from kvconform.faults import FaultsFailed
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, results_in, rules_of, target_of
 from kvconform.rules import load_catalogue
 from kvconform.verdicts import NO_WITNESS, RuleResult, Verdict
@@ -47,6 +48,8 @@ def explain_outcome(item: pytest.Item, report: pytest.TestReport, error: BaseExc
         return _results(item, report, _open_rules(item), Verdict.INCONCLUSIVE, reason.removeprefix("Skipped: "))
     if report.outcome == "failed":
         verdict = _verdict_of(error)
+        if isinstance(error, FaultsFailed):
+            report.longrepr = str(error)
         rules = _open_rules(item) or rules_of(item)
         if report.when == "call" and rules and all(_is_excused(item, rule, verdict) for rule in rules):
             _show_as_known(report)

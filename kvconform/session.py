@@ -29,6 +29,7 @@ from kvconform.census import Census
 from kvconform.config import RunConfig
 from kvconform.coverage_report import COVERAGE_PLUGIN, CoveragePlugin, coverage_of
 from kvconform.errors import UsageError
+from kvconform.faults import find_faults
 from kvconform.isolation.sharing import SharedNursery
 from kvconform.judgement import BASELINE, explain_outcome
 from kvconform.outcomes import PROPERTY, entries_in, results_in, rules_of, target_of
@@ -60,6 +61,7 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
     collection.collect_suites_by_default(config)
     collection.share_conftest_fixtures(config)
     config.stash[RUN_CONFIG] = run_config
+    _check_faults(config, run_config)
     config.stash[BASELINE] = _baseline(run_config)
     # Not import_plugin(): it warns about modules that are imported already (pytest 8), as this one is.
     config.pluginmanager.register(target_fixtures, "kvconform-target-fixtures")
@@ -79,6 +81,15 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
         config.pluginmanager.register(recorder, "kvconform-report")
     if importlib.util.find_spec("kvconform.fixtures") is not None:
         config.pluginmanager.register(importlib.import_module("kvconform.fixtures"), "kvconform-fixtures")
+
+
+def _check_faults(config: pytest.Config, run_config: RunConfig) -> None:
+    """Say early what is wrong with the class that breaks the connector's store."""
+    if run_config.faults:
+        try:
+            find_faults(run_config.faults, config.invocation_params.dir)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def _baseline(run_config: RunConfig) -> Baseline:

@@ -1,7 +1,8 @@
 """Load failures: what a connector does when its store breaks under it, and what the engine makes of the report.
 
-The kit breaks whatever the connector keeps in the directory that ``{dir}`` stands for. A connector that keeps nothing
-there can't be made to fail; its rules stay inconclusive.
+The kit breaks whatever the connector keeps in the directory that ``{dir}`` stands for, or has it broken by the class
+that the configuration names under ``faults``. Without either a connector can't be made to fail; its rules
+stay inconclusive.
 """
 
 from __future__ import annotations
@@ -68,6 +69,15 @@ def test_request_that_fails_before_its_load_has_ended_is_still_reported_as_recei
     conformance.demand_capability("failure-report")
     conformance.demand_capability("async-load")
     conformance.judge(request, failures.failed_loads("fail"))
+
+
+@pytest.mark.kvconform_rules("LIVE-05", "FAIL-20")
+def test_store_that_never_answers_delays_nothing_for_ever(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """Each wait for a backend that never answers ends in bounded time: as no match, failed load or dropped save."""
+    conformance.demand_faults("keep a store from answering")
+    conformance.judge(request, failures.silent_store())
 
 
 @pytest.mark.kvconform_rules("FAIL-16", "SAVE-16")

@@ -53,7 +53,7 @@ def refused_to_go_on(history: History, event: EngineRaised) -> bool:
     (Scheduler._update_requests_with_invalid_blocks, 0.32.0; contract: FAIL-15).
     """
     groups = {start.engine for start in history.of(EngineStarted) if len(start.block_sizes) > 1}
-    broken = any(fault.kind == "data" and fault.files for fault in history.of(StoreBroken))
+    broken = any(fault.kind in ("data", "silent") and fault.files for fault in history.of(StoreBroken))
     return event.cause_hook in LOADING_HOOKS and event.engine in groups and broken
 
 

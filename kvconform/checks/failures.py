@@ -261,7 +261,7 @@ def _refusals(history: History) -> Mapping[str, int]:
     tokens: dict[str, tuple[int, ...]] = {}
     lost = 0
     for event in history.events:
-        if isinstance(event, StoreBroken) and event.kind != "data":
+        if isinstance(event, StoreBroken) and event.kind in ("writes", "mended"):
             phase, files = event.kind, files or event.files
         elif isinstance(event, ProgramAction) and event.action == "add" and "tokens" in event.detail:
             tokens[event.detail["request"]] = own = tuple(event.detail["tokens"])
@@ -276,7 +276,10 @@ def _refusals(history: History) -> Mapping[str, int]:
 
 
 _NO_GROUPS_FAILED = "no load failed with several KV cache groups"
-_NO_FAILURE = "no load failed: the connector keeps no files in {dir} that could be broken, or never noticed"
+_NO_FAILURE = (
+    "no load failed: the connector keeps no files in {dir} that could be broken and the configuration names no class that "
+    "breaks its store (faults), or it never noticed"
+)
 CHECKS = (
     Check("FAIL-01", _not_a_set, _reported(), _NO_FAILURE),
     Check("FAIL-02", _misreported("FAIL-02"), _reported(True), "no asynchronous load failed"),

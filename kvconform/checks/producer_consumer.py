@@ -7,10 +7,12 @@ given what came back for which request of the producer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from kvconform.checks.calls import raised
 from kvconform.checks.hand_offs import CONSUMER, PRODUCER, Decode, Prefill, arrived, of_decodes, prefills
 from kvconform.checks.model import Check, Finding, no_finding
+from kvconform.checks.silent_store import ended_in_silence, stuck_in_silence
 from kvconform.engine.history import (
     History,
     HookCall,
@@ -334,9 +336,9 @@ CHECKS = (
     ),
     Check(
         "LIVE-05",
-        _stuck_without_peer,
-        _ended_without_peer,
-        "no load from a producer that is gone ended while it was watched; the configuration's peer_timeout says for "
-        "how long to watch (kvconform.toml)",
+        lambda history: chain(_stuck_without_peer(history), stuck_in_silence(history)),
+        lambda history: {**_ended_without_peer(history), **ended_in_silence(history)},
+        "no load from a producer that is gone ended while it was watched (the configuration's peer_timeout says for "
+        "how long to watch), and no store was kept from answering (a class that it names under 'faults' can do that)",
     ),
 )

@@ -48,6 +48,7 @@ def replay(file: Path, spec: str, config_file: Path | None, device: str | None, 
         raise UsageError(str(error)) from error
 
     from kvconform.cases import replay as playing
+    from kvconform.faults import FaultsFailed
     from kvconform.isolation.room import KitError
     from kvconform.report.html import visible
 
@@ -60,6 +61,9 @@ def replay(file: Path, spec: str, config_file: Path | None, device: str | None, 
         found = playing.replay(case, target, config, shlex.join(command))
     except KitError as error:
         click.echo(f"KIT ERROR {file}: the kit itself failed; nothing is said about the connector.\n{error}", err=True)
+        return KIT_ERROR_EXIT_CODE
+    except FaultsFailed as error:
+        click.echo(f"KIT ERROR {file}: nothing is said about the connector.\n{error}", err=True)
         return KIT_ERROR_EXIT_CODE
     if found.text:
         click.echo(visible(found.text) + "\n")

@@ -72,6 +72,9 @@ timeout = 60
 # Seconds after which a load or a save that has not ended counts as one that never will.
 # transfer_timeout = 10.0
 
+# A class of yours that breaks the connector's store, where that is not made of files below {dir}.
+# faults = "my_package.testing:StoreFaults"
+
 # Known failures, each with a reason and a link; they do not fail the run, and make its result partial.
 # baseline = "kvconform-baseline.toml"
 

@@ -90,9 +90,12 @@ class CacheReset(Event):
 
 @dataclass(frozen=True)
 class StoreBroken(Event):
-    """The scenario broke stored data, or made writes fail, or mended that; ``files`` is how many there were."""
+    """The scenario broke stored data, or made writes fail or reads wait for ever, or mended that.
 
-    kind: Literal["data", "writes", "mended"]
+    ``files`` is how many files, or entries of another store, it found for that.
+    """
+
+    kind: Literal["data", "writes", "silent", "mended"]
     what: str
     files: int
 

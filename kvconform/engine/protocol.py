@@ -24,6 +24,10 @@ class Engine(Protocol):
     #: What the connector had for the front-end when a request ended, by request.
     delivered: dict[str, Any]
 
+    @property
+    def connectors(self) -> tuple[Any, ...]:
+        """The scheduler role's connector and those of the workers, as far as they were built."""
+
     def add(self, spec: RequestSpec) -> None:
         """Queue a request."""
 

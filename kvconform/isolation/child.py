@@ -173,6 +173,7 @@ def _conformance(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
     from kvconform.config import RunConfig
     from kvconform.conformance import Conformance
     from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
+    from kvconform.faults import load_faults
 
     target = _target(setup["target"])
     config = RunConfig(**{**setup["config"], "capabilities": tuple(setup["config"]["capabilities"])})
@@ -182,7 +183,8 @@ def _conformance(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
     connector = target.load()
     if measuring is not None:
         measuring.loaded(connector)
-    return Conformance(target, config), measuring
+    faults = load_faults(config.faults, Path.cwd()) if config.faults else None
+    return Conformance(target, config, faults=faults), measuring
 
 
 def _leftovers(conformance: Any, program: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +197,7 @@ def _leftovers(conformance: Any, program: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from kvconform.faults import FaultsFailed
     from kvconform.scenario.exploration import Refused
 
     try:
@@ -203,6 +206,8 @@ def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
         return {"examination": dump_examination(conformance.examine(load_program(request["program"])))}
     except Refused as error:
         return {"refused": str(error)}
+    except FaultsFailed as error:
+        return {"faults_failed": str(error)}
     except Exception as error:
         # Whatever the connector raises is part of the history; what arrives here is the kit's own fault.
         import traceback
@@ -216,7 +221,7 @@ def _bench(conformance: Any, case: dict[str, Any]) -> dict[str, Any]:
     from kvconform.bench.measure import measure
     from kvconform.bench.plan import Case
 
-    measured, facts = measure(conformance.connector_spec, Case(**case), conformance.config)
+    measured, facts = measure(conformance.stage.connector_spec, Case(**case), conformance.config)
     return {"measured": asdict(measured), "facts": facts}
 
 

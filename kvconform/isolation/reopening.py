@@ -65,7 +65,7 @@ def _loaded(conformance: Conformance, nursery: Nursery, directory: Path, program
 
 def _played(conformance: Conformance, nursery: Nursery, directory: Path, program: Program) -> Examination:
     """In a process of its own, whose configuration names the directory instead of asking for a fresh one."""
-    extra = _literal(conformance.connector_spec(directory).extra_config)
+    extra = _literal(conformance.stage.connector_spec(directory).extra_config)
     config = replace(conformance.config, kv_connector_extra_config=extra)
     with contextlib.closing(Room(conformance.target, config, nursery)) as room:
         return room.examine(program)

@@ -16,6 +16,7 @@ from kvconform.bench.plan import Case
 from kvconform.checks.model import Examination
 from kvconform.config import RunConfig
 from kvconform.errors import UsageError
+from kvconform.faults import FaultsFailed
 from kvconform.isolation.codec import dump_program, from_bytes, load_examination, to_bytes
 from kvconform.isolation.leftovers import Leftover
 from kvconform.isolation.nursery import START_LIMIT, Nursery
@@ -118,7 +119,8 @@ class Room:
             Refused: the connector refused to start with this set-up.
             UsageError: the target cannot be used in that process.
             HungError, CrashedError: as their names say; the next call gets a new process.
-            KitError: the kit's own fault.
+            FaultsFailed: the vendor's class that breaks the store does not do what it should.
+        KitError: the kit's own fault.
         """
         self.enter()
         began = time.monotonic()
@@ -138,6 +140,8 @@ class Room:
             return load_examination(answer["examination"])
         if "refused" in answer:
             raise Refused(answer["refused"])
+        if "faults_failed" in answer:
+            raise FaultsFailed(answer["faults_failed"])
         raise KitError(answer.get("kit_error", f"unexpected answer {answer!r}"))
 
     def measure(self, case: Case) -> tuple[Measured, dict[str, Any]]:

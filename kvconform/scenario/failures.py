@@ -14,14 +14,16 @@ from typing import Literal
 from hypothesis import strategies as st
 
 from kvconform.checks.failures import broken_rule, failed_rule, recomputed_rule, refused_rule
+from kvconform.checks.model import Finding
+from kvconform.engine.history import History, NeverIdle
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario.program import (
     Action,
     Add,
-    AllowWrites,
     BreakStore,
     Drain,
     ForgetLocal,
+    MendStore,
     Program,
     RefuseWrites,
     RequestSpec,
@@ -44,7 +46,7 @@ def _broken(length: int, faults: Sequence[BreakStore], max_tokens: int, options:
 
 
 def _without_faults(program: Program) -> Program:
-    faults = (BreakStore, RefuseWrites, AllowWrites)
+    faults = (BreakStore, RefuseWrites, MendStore)
     return replace(program, actions=tuple(action for action in program.actions if not isinstance(action, faults)))
 
 
@@ -123,13 +125,54 @@ def behind_local_hits() -> Family:
     return _under("recompute", "broken store behind a local hit", examples, drawn)
 
 
+def _silent(length: int, at_load: bool, options: EngineOptions) -> Program:
+    """A prompt that was found once is asked for while its store does not answer, and again when it does."""
+    prompt = ((1, length),)
+    actions: list[Action] = [
+        Add(RequestSpec("store", prompt)), Drain(), ForgetLocal(),
+        Add(RequestSpec("found", prompt)), Drain(), ForgetLocal(),
+        BreakStore("silent", at_load=at_load),
+        Add(RequestSpec("asked", prompt, 2)), Add(RequestSpec("beside", ((9, BLOCK + 5),), 2)), Drain(),
+        MendStore(), ForgetLocal(), Add(RequestSpec("again", prompt, 2)), Drain(),
+    ]  # fmt: skip
+    return Program("silent store", options, tuple(actions))
+
+
+def _silent_rule(_: History, finding: Finding) -> str:
+    return "LIVE-05" if isinstance(finding.at, NeverIdle) else "FAIL-20"
+
+
+def silent_store() -> Family:
+    """A store that does not answer, from before the query on or from the promise of a load on; later it does."""
+    length = 3 * BLOCK + 1
+    examples = (
+        _silent(length, True, EngineOptions()),
+        _silent(length, False, EngineOptions(runner="v1")),
+        _silent(length, True, EngineOptions(load_failure_policy="fail")),
+    )
+    drawn = st.builds(
+        _silent, st.sampled_from([BLOCK + 1, 3 * BLOCK, 4 * BLOCK + 5]), st.booleans(), _with_policy("recompute")
+    )
+    return Family(
+        "silent store",
+        "LIVE-05",
+        examples,
+        drawn,
+        "a store that does not answer",
+        _without_faults,
+        sort=_silent_rule,
+        keeps=frozenset({"LOAD-03"}),
+        alike=frozenset({"ASYNC-01", "LIVE-02"}),
+    )
+
+
 def _refused(how: Literal["full", "no folder"], lengths: Sequence[int], options: EngineOptions) -> Program:
     """Some prompts are stored while nothing can be written; afterwards all of them are asked for, twice."""
     prompts = [((10 + i, n),) for i, n in enumerate(lengths)]
     actions: list[Action] = [Add(RequestSpec("early", ((1, 2 * BLOCK + 1),))), Drain(), RefuseWrites(how)]
     for index, prompt in enumerate(prompts):
         actions += [Add(RequestSpec(f"refused{index}", prompt, 2)), Drain()]
-    actions += [AllowWrites(), ForgetLocal(), *store_then_reload([((1, 2 * BLOCK + 1),), *prompts], 2)]
+    actions += [MendStore(), ForgetLocal(), *store_then_reload([((1, 2 * BLOCK + 1),), *prompts], 2)]
     return Program("refused saves", options, tuple(actions))
 
 

@@ -35,7 +35,9 @@ class FaultyDisk:
         self._aside: Path | None = None
 
     def damage(self, fault: StoreFault, every: int) -> int:
-        """Break every n-th file, in the order of their names; how many were broken."""
+        """Break every n-th file, in the order of their names; how many were broken. Files can't be silent."""
+        if fault == "silent":
+            return 0
         chosen = self._files()[::every]
         with self._room_for_ourselves():
             for path in chosen:
@@ -68,7 +70,7 @@ class FaultyDisk:
             self.directory.write_bytes(b"")
         return files
 
-    def allow_writes(self) -> None:
+    def mend(self) -> None:
         """Undo :meth:`refuse_writes`."""
         if self._limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, self._limit)

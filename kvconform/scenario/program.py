@@ -262,12 +262,15 @@ class Resume:
     """End a pause."""
 
 
-StoreFault = Literal["removed", "truncated", "emptied", "folders", "unreadable"]
+StoreFault = Literal["removed", "truncated", "emptied", "folders", "unreadable", "silent"]
 
 
 @dataclass(frozen=True)
 class BreakStore:
-    """Break what the connector keeps in its directory, all of its files or every second one.
+    """Break what the connector keeps: every file in its directory, or every n-th one.
+
+    Where the configuration names a class for that (:mod:`kvconform.faults`), an entry of the store takes the place of a
+    file. Nothing but such a class can make a store ``silent``: what is asked of it is never answered.
 
     With ``at_load`` that happens in the next step that promises a load, between its scheduling and its execution.
     """
@@ -285,8 +288,8 @@ class RefuseWrites:
 
 
 @dataclass(frozen=True)
-class AllowWrites:
-    """Take :class:`RefuseWrites` back."""
+class MendStore:
+    """Undo faults: from here on writes succeed, and reads are answered. What is lost stays lost."""
 
 
 Action = (
@@ -306,7 +309,7 @@ Action = (
     | RepeatHandshake
     | BreakStore
     | RefuseWrites
-    | AllowWrites
+    | MendStore
     | Pause
     | Resume
     | Turn

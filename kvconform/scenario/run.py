@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kvconform.engine.history import Event, ForwardFailed, History, HookCall, ProgramAction, StoreBroken
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import Engine, EngineStopped
 from kvconform.kvcache.provenance import Provenance
+from kvconform.scenario.failures_by_hook import HookedStore
 from kvconform.scenario.failures_on_disk import FaultyDisk
 from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair
 from kvconform.scenario.program import (
@@ -20,7 +21,6 @@ from kvconform.scenario.program import (
     AbortDuringStep,
     Action,
     Add,
-    AllowWrites,
     BreakStore,
     Drain,
     DummyRun,
@@ -31,6 +31,7 @@ from kvconform.scenario.program import (
     HoldBack,
     Kill,
     Leave,
+    MendStore,
     Outlast,
     Pause,
     PreemptAll,
@@ -54,6 +55,8 @@ STEPS_TO_A_LOAD = 100
 
 # Makes an engine: options, the shared history and provenance, and the engine's number from 1.
 EngineFactory = Callable[[EngineOptions, History, Provenance, int], Engine]
+# Makes what breaks the store where no files are it, given what tells which connectors live.
+StoreFactory = Callable[[Callable[[], tuple[Any, ...]]], HookedStore]
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Player:
     make_engine: EngineFactory
     directory: Path | None = None
     peer_timeout: float = 0.0
+    make_store: StoreFactory | None = None
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
     engines: list[Engine] = field(default_factory=list)
@@ -74,7 +78,8 @@ class Player:
     _waiting: BreakStore | None = None
 
     def __post_init__(self) -> None:
-        self._disk = FaultyDisk(self.directory)
+        make = self.make_store
+        self._store = FaultyDisk(self.directory) if make is None else make(self._connectors)
         self._pair = Pair(self.history, self.peer_timeout)
 
     def play(self) -> History:
@@ -88,13 +93,17 @@ class Player:
                 for engine in self._to_audit():
                     engine.audit()
         finally:
-            self._disk.allow_writes()
+            self._store.mend()
             self._pair.close()
         self._shut_down(suppress=True)
         return self.history
 
     def _to_audit(self) -> list[Engine]:
         return self.engines if self.program.pair is None else list(self._pair.live.values())
+
+    def _connectors(self) -> tuple[Any, ...]:
+        engines = self.engines if self.program.pair is None else self._pair.live.values()
+        return tuple(connector for engine in engines for connector in engine.connectors)
 
     def _acting(self) -> list[Engine]:
         """The engines that an action is done with."""
@@ -173,8 +182,9 @@ class Player:
 
     def _break(self, action: BreakStore) -> None:
         last = self.history.events[-1] if self.history.events else Event(self.started, 0)
-        files = self._disk.damage(action.fault, action.every)
-        self.history.add(StoreBroken(last.engine, last.step, "data", describe_action(action), files))
+        files = self._store.damage(action.fault, action.every)
+        kind: Literal["data", "silent"] = "silent" if action.fault == "silent" else "data"
+        self.history.add(StoreBroken(last.engine, last.step, kind, describe_action(action), files))
 
     def _drain(self) -> None:
         if self.program.pair is not None:
@@ -208,10 +218,10 @@ class Player:
             case BreakStore():
                 self._break(action)
             case RefuseWrites(how):
-                files = self._disk.refuse_writes(how)
+                files = self._store.refuse_writes(how)
                 self.history.add(StoreBroken(self.started, 0, "writes", describe_action(action), files))
-            case AllowWrites():
-                self._disk.allow_writes()
+            case MendStore():
+                self._store.mend()
                 self.history.add(StoreBroken(self.started, 0, "mended", describe_action(action), 0))
             case Restart(options, drain, twice):
                 if drain:
@@ -267,11 +277,16 @@ def _promises_load(event: Event) -> bool:
 
 
 def play(
-    program: Program, make_engine: EngineFactory, directory: Path | None = None, peer_timeout: float = 0.0
+    program: Program,
+    make_engine: EngineFactory,
+    directory: Path | None = None,
+    peer_timeout: float = 0.0,
+    make_store: StoreFactory | None = None,
 ) -> History:
     """Run ``program`` on engines from ``make_engine`` and return what happened.
 
     ``directory`` is where the connector was told to keep its store; what breaks the store breaks what is in there.
-    ``peer_timeout`` is how long it waits for a peer at most, as far as that is known.
+    ``peer_timeout`` is how long it waits for a peer at most, as far as that is known. With ``make_store`` the store is
+    broken by its vendor's own class instead.
     """
-    return Player(program, make_engine, directory, peer_timeout).play()
+    return Player(program, make_engine, directory, peer_timeout, make_store).play()

@@ -24,11 +24,11 @@ from kvconform.scenario.program import (
     AbortDuringStep,
     Action,
     Add,
-    AllowWrites,
     BreakStore,
     Drain,
     DummyRun,
     ForgetLocal,
+    MendStore,
     Pause,
     PreemptAll,
     Program,
@@ -171,7 +171,7 @@ class _Writer:
         if self.paused:
             self.actions.append(Resume())
         if self.refusing:
-            self.actions.append(AllowWrites())
+            self.actions.append(MendStore())
         self.paused = self.refusing = False
 
     def finish(self) -> None:
@@ -242,7 +242,7 @@ class _Situation:
 #: Asked in this order.
 _SITUATIONS = (
     _Situation("FAIL-20", "broken store", _without(BreakStore), broken_rule),
-    _Situation("FAIL-16", "saves that fail", _without(RefuseWrites, AllowWrites), refused_rule),
+    _Situation("FAIL-16", "saves that fail", _without(RefuseWrites, MendStore), refused_rule),
     _Situation("SHUT-04", "shutdown amid what is under way", _ending_orderly, in_flight_rule),
     _Situation("RST-03", "reset of the connector", _without(ResetConnector)),
     _Situation("RST-05", "pause", _without(Pause, Resume)),

@@ -10,7 +10,6 @@ from kvconform.scenario.program import (
     AbortDuringStep,
     Action,
     Add,
-    AllowWrites,
     BreakStore,
     Drain,
     DummyRun,
@@ -21,6 +20,7 @@ from kvconform.scenario.program import (
     HoldBack,
     Kill,
     Leave,
+    MendStore,
     Outlast,
     Pause,
     PreemptAll,
@@ -133,7 +133,7 @@ def describe_action(action: Action) -> str:
         Kill: "kill the process without a shutdown, start a new engine on the same store in another one",
         DummyRun: "run a forward without the connector (dummy run)",
         RepeatHandshake: "collect and deliver the handshake metadata again",
-        AllowWrites: "make the store writable again",
+        MendStore: "mend the connector's store: it answers, and can be written",
         Resume: "end the pause",
         FinishRequests: "run until no request is unfinished, whatever is still held",
         Outlast: "step both engines until this one is idle, or as long as the connector may wait for a peer",
@@ -143,13 +143,15 @@ def describe_action(action: Action) -> str:
 
 def describe_fault(action: BreakStore) -> str:
     """One line for a broken store."""
-    which = "every file" if action.every == 1 else f"one of {action.every} files"
+    entry = "entry" if action.fault == "silent" else "file"
+    which = f"every {entry}" if action.every == 1 else f"one {entry} in {action.every}"
     what = {
         "removed": "is removed",
         "truncated": "is cut to half its length",
         "emptied": "is emptied",
         "folders": "becomes a folder",
         "unreadable": "becomes a link to itself, which nobody can open",
+        "silent": "is there, but who asks for it gets no answer",
     }[action.fault]
     when = ", once the next load has been promised and before it starts" if action.at_load else ""
     return f"break the connector's store: {which} {what}{when}"

@@ -30,6 +30,7 @@ class Job:
     program: Program
     settings: tuple[tuple[str, Any], ...] = (("path", "{dir}"),)
     peer_timeout: float = 0.0
+    faults: str = ""
 
 
 def play(engine: str, jobs: Sequence[Job], timeout: float = 300) -> list[dict[str, Any]]:
@@ -40,6 +41,7 @@ def play(engine: str, jobs: Sequence[Job], timeout: float = 300) -> list[dict[st
                 "spec": job.spec,
                 "settings": dict(job.settings),
                 "peer_timeout": job.peer_timeout,
+                "faults": job.faults,
                 "program": dump_program(job.program),
             }
         )
@@ -87,7 +89,7 @@ def events(history: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The events of a dumped history as text, without what is drawn anew, measured, or a place in vLLM's code."""
     for event in _without_waiting(history):
         kept = {key: value for key, value in event.items() if key not in ("where", "size_bytes", "seconds", "held_for")}
-        if event["event"] == "EngineRaised":
+        if event["event"] == "EngineRaised" or (event.get("error") and "vllm/" in event["where"]):
             # vLLM's own words, and the stand-in's.
             kept["error"] = event["error"].partition(":")[0]
         if event["event"] == "Leaked":

@@ -38,8 +38,9 @@ def main(engine: str) -> None:
 def _play(job: dict[str, Any]) -> dict[str, Any]:
     from kvconform.checks import examine
     from kvconform.config import RunConfig
-    from kvconform.conformance import Conformance
+    from kvconform.faults import load_faults
     from kvconform.isolation.codec import dump_history, load_program
+    from kvconform.stage import Stage
     from kvconform.target import parse_target
 
     target = parse_target(job["spec"], ROOT)
@@ -49,7 +50,8 @@ def _play(job: dict[str, Any]) -> dict[str, Any]:
     config = RunConfig(
         connector=(job["spec"],), kv_connector_extra_config=job["settings"], peer_timeout=job["peer_timeout"]
     )
-    history = Conformance(target, config, _patience=1.0).play(load_program(job["program"]))
+    faults = load_faults(job["faults"], ROOT) if job["faults"] else None
+    history = Stage(target, config, faults, patience=1.0).play(load_program(job["program"]))
     examination = examine(history)
     return {
         "history": dump_history(history),

@@ -52,6 +52,16 @@ def test_another_verdict_and_another_end_are_differences(monkeypatch: pytest.Mon
     ]
 
 
+def test_a_verdict_that_comes_and_goes_on_one_engine_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"vllm": [said("pass"), said("inconclusive")], "embedded": [said("inconclusive"), said("inconclusive")]}
+    monkeypatch.setattr(differential, "ask", lambda engine, *_: answers[engine].pop(0))
+    (found,) = compare([ENTRY], narrow=True)
+    assert found.found == []
+    answers = {"vllm": [said("pass"), said("fail")], "embedded": [said("inconclusive"), said("timeout")]}
+    (found,) = compare([ENTRY], narrow=True)
+    assert [difference.text for difference in found.found] == ["pass on vllm, inconclusive on embedded"]
+
+
 def test_another_history_is_a_difference_if_vllm_repeats_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     other = said(came={**RAN, "history": "2"})
     same = {"vllm": [result("a"), result("a")], "embedded": [result("b"), result("b")]}

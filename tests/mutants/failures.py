@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import distant_store
 import stepwise
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.v1.request import RequestStatus
@@ -268,3 +269,38 @@ class LosesItsThread(stepwise.Stepwise):
             self.storage.tick()
         dead += [save for save, future in saves if future.done() and save.failed]
         return AsyncFileStoreConnector.get_finished(self, finished_req_ids)
+
+
+class TakesSilenceForAnAnswer(distant_store.DistantStore):
+    """R17, R31: the time-out of a read ends the wait, and what is in the buffer is taken for the block."""
+
+    class _worker_class(distant_store.DistantStore._worker_class):  # type: ignore[name-defined]  # noqa: N801
+        def _read(self, metadata: Any, load: Any, row: Any) -> bool:
+            done: bool = super()._read(metadata, load, row)
+            if self.server.silent:
+                self._load_errors.discard(load.block_id)
+                row.zero_()
+            return done or self.server.silent
+
+
+class WaitsForEver(distant_store.DistantAsyncStore):
+    """R31: what was asked of the store has no time-out."""
+
+    class pool_class(distant_store.DistantPool):  # noqa: N801
+        def give_up(self, queued: Any, load: Any) -> None:
+            pass
+
+
+class TakesLateAnswers(distant_store.DistantAsyncStore):
+    """R17, R31: an answer that comes after the load was given up goes where the load would have put it."""
+
+    class pool_class(distant_store.DistantPool):  # noqa: N801
+        def give_up(self, queued: Any, load: Any) -> None:
+            super().give_up(queued, load)
+            self.late = [*getattr(self, "late", []), load]
+
+        def tick(self) -> None:
+            super().tick()
+            if not self.server().silent:
+                for load in self.__dict__.pop("late", []):
+                    load.run()

@@ -206,6 +206,8 @@ def run_pytest(
     lines.append("transfer_timeout = 3.0")
     if batch[0].peer_timeout:
         lines.append(f"peer_timeout = {batch[0].peer_timeout}")
+    if batch[0].faults:
+        lines.append(f'faults = "{batch[0].faults}"')
     extra = [f"{json.dumps(key)} = {_toml(value)}" for key, value in batch[0].settings.items()]
     settings.write_text("\n".join([*lines, "[kv_connector_extra_config]", *extra, ""]), encoding="utf-8")
     verdicts = folder / "verdicts.json"

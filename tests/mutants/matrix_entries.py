@@ -38,6 +38,8 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=lambda: {"path": "{dir}"})
     capabilities: tuple[str, ...] = ()
     peer_timeout: float = 0.0
+    #: A class of the connector's file that breaks its store.
+    faults: str = ""
     device: str = "cpu"
     #: The last release on which it breaks its rules, if vLLM takes it from then on.
     until: str | None = None
@@ -59,7 +61,8 @@ class Entry:
     @property
     def group(self) -> str:
         """Connectors of one group can be tried by one pytest process."""
-        return json.dumps([self.settings, self.capabilities, self.peer_timeout, self.device], sort_keys=True)
+        decisive = [self.settings, self.capabilities, self.peer_timeout, self.faults, self.device]
+        return json.dumps(decisive, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ timeout = 9.5
 peer_timeout = 3.0
 transfer_timeout = 4.5
 baseline = "known.toml"
+faults = "my.testing:Faults"
 
 [kv_connector_extra_config]
 path = "{dir}/store"
@@ -55,6 +56,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.env == {"STORE": "{not a placeholder} {{dir}}"}
     assert config.engine_env == {"LISTEN": "{port:listener}"}
     assert config.transfer_timeout == 4.5
+    assert config.faults == "my.testing:Faults"
     assert config.explicit == set(KEYS)
     assert config.baseline == str(tmp_path / "known.toml")
     assert config.connector_directory == tmp_path

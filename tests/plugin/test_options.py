@@ -13,6 +13,11 @@ OWN = """
     def test_without_a_target(): pass
     """
 
+FAULTS = """
+    connector = "connector:MyConnector"
+    faults = "connector:Falts"
+    """
+
 
 @pytest.mark.parametrize(
     ("args", "sentence"),
@@ -37,6 +42,7 @@ OWN = """
             ["--kvconform=connector:MyConnector", "--kvconform-timeout=x"],
             "timeout: 'x', but expected is a number*",
         ),
+        (["--kvconform-config=faults.toml"], "faults = 'connector:Falts': *has no class 'Falts'*"),
         (["--kvconform-report=r.json"], "--kvconform-report does nothing without a connector: add --kvconform=*"),
         (["--kvconform=connector:MyConnector", "--kvconform-seed=-1"], "seed = -1, but expected is a whole number*"),
         (["--kvconform-bench"], "--kvconform-bench does nothing without a connector: add --kvconform=*"),
@@ -55,7 +61,7 @@ OWN = """
     ],
 )
 def test_wrong_options_end_with_one_sentence_and_exit_code_4(project, args: list[str], sentence: str) -> None:
-    project.write({"test_own.py": OWN, "empty.toml": "seed = 1"})
+    project.write({"test_own.py": OWN, "empty.toml": "seed = 1", "faults.toml": FAULTS})
     result = project.run(*args, "test_own.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*{sentence}"])

@@ -49,7 +49,7 @@ def test_writes_are_refused_until_they_are_allowed(store: Path, how: str) -> Non
         with pytest.raises(OSError):  # noqa: PT011
             (store / "new").write_bytes(b"x" * 4096)
     finally:
-        disk.allow_writes()
+        disk.mend()
     (store / "new").write_bytes(b"x" * 4096)
     assert content(store / "b" / "block") == b"12345678"
 
@@ -64,7 +64,7 @@ def test_files_on_a_full_disk_can_be_broken_and_the_disk_stays_full(store: Path)
         with pytest.raises(OSError, match="too large"):
             (store / "new").write_bytes(b"x" * 4096)
     finally:
-        disk.allow_writes()
+        disk.mend()
 
 
 @pytest.mark.parametrize("how", ["full", "no folder"])
@@ -72,7 +72,7 @@ def test_refusing_writes_twice_is_undone_once(store: Path, how: str) -> None:
     disk = FaultyDisk(store)
     for _ in range(2):
         disk.refuse_writes(how)  # type: ignore[arg-type]
-    disk.allow_writes()
+    disk.mend()
     (store / "new").write_bytes(b"x" * 4096)
     assert content(store / "b" / "block") == b"12345678"
 

@@ -19,10 +19,10 @@ from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
     Add,
-    AllowWrites,
     BreakStore,
     Drain,
     DummyRun,
+    MendStore,
     Pause,
     PreemptAll,
     Program,
@@ -55,7 +55,7 @@ def test_drawn_program_can_be_saved_and_makes_sense(program: Program) -> None:
             assert not paused
             assert not refusing
         paused = not isinstance(action, Resume) and (paused or isinstance(action, Pause))
-        refusing = not isinstance(action, AllowWrites) and (refusing or isinstance(action, RefuseWrites))
+        refusing = not isinstance(action, MendStore) and (refusing or isinstance(action, RefuseWrites))
     assert sum(name.startswith("last") for name in added) == len(set(program_prompts(program)))
 
 

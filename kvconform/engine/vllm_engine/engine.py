@@ -123,6 +123,13 @@ class VllmEngine:
         """The first worker."""
         return self.execution.workers[0] if self.execution.workers else None
 
+    @property
+    def connectors(self) -> tuple[Any, ...]:
+        """As in the protocol."""
+        roles = [None if self.scheduler is None else self.scheduler.get_kv_connector()]
+        roles += [worker.connector for worker in self.execution.workers]
+        return tuple(connector for connector in roles if connector is not None)
+
     # -- start-up --------------------------------------------------------------------------------------------------
 
     def _start(self, connector: ConnectorSpec, device: torch.device) -> None:

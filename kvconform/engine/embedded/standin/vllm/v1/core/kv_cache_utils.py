@@ -140,6 +140,9 @@ class FreeKVCacheBlockQueue:
 
     def popleft_n(self, n: int) -> list[KVCacheBlock]:
         """The next ones."""
+        if n in (0, 1):
+            # These may be floats, as a connector's count of tokens may make them: vLLM takes no range of so few.
+            return [self.popleft()] if n else []
         assert n <= len(self._queue)
         return [self.popleft() for _ in range(n)]
 
