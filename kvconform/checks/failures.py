@@ -277,8 +277,8 @@ def _refusals(history: History) -> Mapping[str, int]:
 
 _NO_GROUPS_FAILED = "no load failed with several KV cache groups"
 _NO_FAILURE = (
-    "no load failed: the connector keeps no files in {dir} that could be broken and the configuration names no class that "
-    "breaks its store (faults), or it never noticed"
+    "no load failed: the connector keeps no files in {dir} that could be broken and the configuration names no class "
+    "that breaks its store (faults), or it never noticed"
 )
 CHECKS = (
     Check("FAIL-01", _not_a_set, _reported(), _NO_FAILURE),
