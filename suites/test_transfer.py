@@ -106,6 +106,14 @@ def test_match_of_a_completely_stored_prompt_leaves_a_token_to_compute(
     conformance.judge(request, transfer.full_hit())
 
 
+@pytest.mark.kvconform_rules("MATCH-15")
+def test_request_for_prompt_log_probabilities_is_computed_whole(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """A request with skip_reading_prefix_cache set gets no external KV."""
+    conformance.judge(request, transfer.prompt_logprobs())
+
+
 @pytest.mark.kvconform_rules("ALLOC-05")
 def test_requests_of_one_step_that_share_a_prefix_all_get_its_bytes(
     conformance: Conformance, request: pytest.FixtureRequest

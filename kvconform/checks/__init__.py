@@ -27,6 +27,7 @@ from kvconform.checks import (
     roles,
     saving,
     shutdown,
+    skipping,
     stats,
     transfer,
     workers,
@@ -37,6 +38,7 @@ from kvconform.engine.history import History
 ALL_CHECKS: tuple[Check, ...] = (
     *match.CHECKS,
     *transfer.CHECKS,
+    *skipping.CHECKS,
     *crossing.CHECKS,
     *composition.CHECKS,
     *roles.CHECKS,

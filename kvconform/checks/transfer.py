@@ -115,7 +115,7 @@ def _stray(history: History, rule: str) -> Iterator[Finding]:
     for write in history.of(Stray):
         shared = len(write.owners) > 0
         key = (write.engine, write.step, write.block)
-        if write.held or (rule == "ALLOC-02") != shared or key in seen:
+        if write.held or write.barred or (rule == "ALLOC-02") != shared or key in seen:
             continue
         seen.add(key)
         yield Finding(
@@ -123,7 +123,7 @@ def _stray(history: History, rule: str) -> Iterator[Finding]:
             "blocks that no load is to fill keep their content"
             if shared
             else "only slots of the load's own blocks change",
-            f"{_place(write)} changed {write.phase}" + (f": {write.observed[0]}" if write.observed else ""),
+            f"{place(write)} changed {write.phase}" + (f": {write.observed[0]}" if write.observed else ""),
             write,
             details=write.observed[1:],
             requests=write.owners,
@@ -131,7 +131,8 @@ def _stray(history: History, rule: str) -> Iterator[Finding]:
         )
 
 
-def _place(write: Stray) -> str:
+def place(write: Stray) -> str:
+    """Where a stray write went, in words."""
     if write.block == 0:
         return f"block 0, the null block, in layer {write.layer}"
     if write.block == -1:

@@ -190,7 +190,8 @@ class BlockTable(Event):
 class Stray(Event):
     """The connector wrote where it must not: ``block`` -1 is the guard behind the last view, 0 the null block.
 
-    ``held`` tells that the block belongs only to requests that have finished and whose blocks are held.
+    ``held`` tells that the block belongs only to requests that have finished and whose blocks are held; ``barred`` that
+    its one owner has yet to compute the slots, must not be served from any cache, and got its own KV there.
     """
 
     phase: str
@@ -201,6 +202,7 @@ class Stray(Event):
     observed: tuple[str, ...]
     held: bool = False
     block_size: int = 0
+    barred: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class RequestSpec:
     conversation does. ``kv_transfer_params`` is what a front-end hands to the connector in
     ``sampling_params.extra_args``. With ``embeds`` the prompt is given as embeddings, which follow from its seeds, and
     has no token ids. With ``stops`` its first generated token is one that ends it, before ``max_tokens`` does.
+    ``prompt_logprobs`` is that of SamplingParams: how many alternatives to each prompt token are wanted, -1 for all.
     """
 
     id: str
@@ -49,14 +50,22 @@ class RequestSpec:
     items: tuple[Item, ...] = ()
     embeds: bool = False
     stops: bool = False
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        if self.prompt_logprobs is not None and self.prompt_logprobs < -1:
+            raise ValueError(f"prompt_logprobs of {self.id} is {self.prompt_logprobs}, and must be -1 or more")
         length = sum(length for _, length in self.prompt)
         if any(item.start < 0 or item.length < 1 or item.start + item.length > length for item in self.items):
             raise ValueError(f"the items of {self.id} must lie within its {length} tokens")
         turns = (self, self.continues) if self.continues is not None else ()
         if any(turn.items or turn.embeds for turn in turns):
             raise ValueError(f"{self.id} continues another request; neither may have items or embeddings")
+
+    @property
+    def takes_no_cache(self) -> bool:
+        """Whether all its tokens have to be computed (SamplingParams.__post_init__, vLLM 0.32.0)."""
+        return self.skip_reading_prefix_cache or self.prompt_logprobs is not None
 
     def identity(self, model: str) -> Identity:
         """What else than tokens determines this request's KV on ``model``."""

@@ -90,6 +90,8 @@ def describe_action(action: Action) -> str:
         )
         tokens = f"prompt {request.prompt_length} tokens ({prompt}), max_tokens={request.max_tokens}"
         extra += ", which the first generated token stops" if request.stops else ""
+        extra += "" if request.prompt_logprobs is None else f", prompt_logprobs={request.prompt_logprobs}"
+        extra += ", not to be served from any cache (skip_reading_prefix_cache)" * request.skip_reading_prefix_cache
         if isinstance(action, HandOff):
             return f"add {request.id} with what the producer returned for {action.of}: {tokens}{extra}"
         if (request.kv_transfer_params or {}).get("do_remote_decode"):

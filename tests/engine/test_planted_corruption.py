@@ -292,3 +292,37 @@ def test_corruption_behind_the_load_is_not_called_external(bench: Bench, tamper:
     reloaded(bench)
     assert bench.of(WrongBytes) == []
     assert bench.of(Stray) == []
+
+
+@pytest.mark.parametrize(
+    ("whose", "step", "barred"), [("scored", 1, True), ("other", 1, False), ("scored", 2, False), (None, 1, False)]
+)
+def test_only_its_own_kv_in_slots_that_it_has_yet_to_compute_was_loaded_for_a_request_that_takes_no_cache(
+    bench: Bench,
+    tamper: Callable[[Callable[[Views, Any], None]], None],
+    whose: str | None,
+    step: int,
+    barred: bool,
+) -> None:
+    engine = bench.engine("Tampering", EngineOptions(WIDE))
+    run(engine, request("other", 17, seed=2), request("third", 17, seed=3))
+    engine.reset_prefix_cache()
+    engine.add(RequestSpec("scored", ((1, 33),), 4, prompt_logprobs=1))
+    if step == 2:
+        engine.step()
+    asked = engine.scheduler.requests["scored"]
+
+    def plant(views: Views, loads: Any) -> None:
+        (block, *_), *_ = engine.scheduler.kv_cache_manager.get_block_ids("scored")
+        kv = views[L0].view(torch.uint8)[block]
+        kv[:] = 1 if whose is None else computed(engine.chains[whose], 0, 16, L0)
+        kv[:, 0] ^= whose == "scored" and step == 2
+
+    tamper(plant)
+    # A load in the same step, so that start_load_kv comes before the forward.
+    engine.add(request("beside", 17, 1, seed=2))
+    engine.step()
+    found = [write for write in bench.of(Stray) if write.layer == L0]
+    assert asked.sampling_params.prompt_logprobs == 1
+    assert asked.skip_reading_prefix_cache
+    assert [(write.owners, write.barred) for write in found] == [(("scored",), barred)]

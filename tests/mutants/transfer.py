@@ -9,6 +9,7 @@ from typing import Any
 import early
 import stepwise
 import torch
+from habits import OffersToEverybody
 
 from kvconform.reference._async_messages import Hold
 from kvconform.reference._async_scheduler import _OpenSave
@@ -69,6 +70,16 @@ class OffersTheWholePrompt(FileStoreConnector):
         if request.num_tokens == 16 * (last + 1) and scheduler._is_stored(request.block_hashes[last]):
             tokens += 16
         return tokens, False
+
+
+class LoadsWhatItOffered(OffersToEverybody):
+    """Plans the load by what it has offered, as far as there are blocks, and not by what was allocated (R5)."""
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        local = self._scheduler_side()._track(request).local_tokens
+        room = 16 * len(blocks.get_block_ids()[0]) - local
+        offered, _ = self.get_num_new_matched_tokens(request, local)
+        super().update_state_after_alloc(request, blocks, min(offered, room))
 
 
 class AlwaysAsynchronous(AsyncFileStoreConnector):

@@ -89,3 +89,14 @@ class RemembersTheLatest(FileStoreConnector):
         while len(self._ended) > self.limit:
             del self._ended[next(iter(self._ended))]
         return super().request_finished(request, block_ids)
+
+
+class OffersToEverybody(FileStoreConnector):
+    """Offers what it has to requests, too, that vLLM lets compute all of it; it drops the answer (0.31.0 on)."""
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        skips, request.skip_reading_prefix_cache = request.skip_reading_prefix_cache, False
+        try:
+            return super().get_num_new_matched_tokens(request, num_computed_tokens)
+        finally:
+            request.skip_reading_prefix_cache = skips

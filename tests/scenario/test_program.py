@@ -57,6 +57,19 @@ def test_lora_and_salt_are_part_of_the_identity() -> None:
     assert (identity.model, identity.lora, identity.salt) == ("m", "adapter", "s")
 
 
+@pytest.mark.parametrize(
+    ("more", "alone"), [({}, False), ({"prompt_logprobs": 0}, True), ({"skip_reading_prefix_cache": True}, True)]
+)
+def test_prompt_logprobs_keep_a_request_from_any_cache(more: dict[str, Any], alone: bool) -> None:
+    assert RequestSpec("a", ((1, 4),), **more).takes_no_cache is alone
+
+
+def test_prompt_logprobs_are_a_number_that_sampling_params_take() -> None:
+    assert RequestSpec("a", ((1, 4),), prompt_logprobs=-1).takes_no_cache
+    with pytest.raises(ValueError, match="prompt_logprobs of a is -2, and must be -1 or more"):
+        RequestSpec("a", ((1, 4),), prompt_logprobs=-2)
+
+
 # -- words -----------------------------------------------------------------------------------------------------
 
 
@@ -71,6 +84,14 @@ def test_lora_and_salt_are_part_of_the_identity() -> None:
         (
             Add(RequestSpec("c", ((2, 10),), continues=FIRST)),
             "add c: prompt 58 tokens (first's prompt and its 8 generated tokens + 10 tokens of seed 2), max_tokens=1",
+        ),
+        (
+            Add(RequestSpec("d", ((1, 2),), prompt_logprobs=0)),
+            "add d: prompt 2 tokens (2 tokens of seed 1), max_tokens=1, prompt_logprobs=0",
+        ),
+        (
+            Add(RequestSpec("e", ((1, 2),), skip_reading_prefix_cache=True)),
+            "add e: prompt 2 tokens (2 tokens of seed 1), max_tokens=1, not to be served from any cache",
         ),
         (Abort("a"), "abort a"),
         (Step(3), "run 3 steps"),

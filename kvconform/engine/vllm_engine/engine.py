@@ -213,6 +213,8 @@ class VllmEngine:
             "set_up": f"{model}, {shape.layout}, blocks of {shape.block_size} tokens",
             "local_cache": self.options.enable_prefix_caching,
         }
+        if spec.takes_no_cache:
+            detail["takes_no_cache"] = True
         if spec.kv_transfer_params is not None:
             detail["kv_transfer_params"] = spec.kv_transfer_params
         self.history.add(ProgramAction(self.number, self.steps, "add", detail))

@@ -335,9 +335,13 @@ class Execution:
         first_writable, group_of = engine.ownership.writable()
         for write in worker.memory.audit(first_writable, group_of):
             origins: tuple[str, ...] = ()
+            barred = False
             if write.observed is not None:
                 identified = engine.provenance.identify(write.observed.numpy())
                 origins = describe(write.slots, identified, write.layer, worker.rank)
+                owner = engine.ownership.to_compute(write.block, min(write.slots)) if write.block > 0 else None
+                chain = None if owner is None else engine.chains[owner]
+                barred = chain is not None and all(engine.provenance.is_of(origin, chain) for origin in identified)
             owners = engine.ownership.owners(write.block) if write.block > 0 else ()
             requests = engine.scheduler.requests
             held = bool(owners) and all(requests[owner].is_finished() for owner in owners)
@@ -354,6 +358,7 @@ class Execution:
                     origins,
                     held,
                     layer.block_size if layer is not None else 0,
+                    barred,
                 )
             )
 

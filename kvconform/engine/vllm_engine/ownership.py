@@ -27,7 +27,8 @@ class Ownership:
 
     A connector may write the slots of a load that was committed to, and slots of the request's own blocks that are not
     computed yet (connectors that move whole blocks overwrite the tail; vLLM's own do). Everything else is protected:
-    the null block, blocks that nobody holds, shared prefixes, computed slots, blocks of a request that has ended.
+    the null block, blocks that nobody holds, shared prefixes, computed slots, blocks of a request that has ended, and
+    those of one that must not be served from any cache.
     """
 
     scheduler: Any
@@ -47,8 +48,9 @@ class Ownership:
         group_of = np.full(self.num_blocks, -1)
         tables = self.tables()
         for request_id, groups in tables.items():
-            held = self.scheduler.requests[request_id].is_finished()
-            protected = EVERYTHING if held else self.computed.get(request_id, 0)
+            request = self.scheduler.requests[request_id]
+            nothing = request.is_finished() or request.skip_reading_prefix_cache
+            protected = EVERYTHING if nothing else self.computed.get(request_id, 0)
             for group, table in enumerate(groups):
                 size = self.block_sizes[group]
                 for index, block in enumerate(table):
@@ -65,6 +67,20 @@ class Ownership:
                     first_writable[table[index]] = min(max(load.first - index * size, 0), size)
         first_writable[0] = np.iinfo(np.int64).max
         return first_writable, group_of
+
+    def to_compute(self, block: int, slot: int) -> str | None:
+        """The one request that has yet to compute this slot, and all behind it, and may not read any cache."""
+        owners = self.owners(block)
+        if len(owners) != 1:
+            return None
+        (owner,) = owners
+        request = self.scheduler.requests[owner]
+        if request.is_finished() or not request.skip_reading_prefix_cache:
+            return None
+        computed = self.computed.get(owner, 0)
+        tables = zip(self.block_sizes, self.tables()[owner], strict=True)
+        places = [table.index(block) * size + slot for size, table in tables if block in table]
+        return owner if min(places) >= computed else None
 
     def owners(self, block: int) -> tuple[str, ...]:
         """The live requests whose table contains ``block``."""

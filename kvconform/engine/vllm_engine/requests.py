@@ -46,13 +46,21 @@ def build_request(spec: RequestSpec, model: str, block_hasher: Any) -> Request:
 
     extra = None if spec.kv_transfer_params is None else {"kv_transfer_params": dict(spec.kv_transfer_params)}
     stops = [token_chain(spec, model).next_token(spec.prompt_length)] if spec.stops else None
-    sampling = SamplingParams(max_tokens=spec.max_tokens, ignore_eos=True, extra_args=extra, stop_token_ids=stops)
+    sampling = SamplingParams(
+        max_tokens=spec.max_tokens,
+        ignore_eos=True,
+        extra_args=extra,
+        stop_token_ids=stops,
+        prompt_logprobs=spec.prompt_logprobs,
+        # None leaves it to vLLM, which looks at prompt_logprobs.
+        skip_reading_prefix_cache=spec.skip_reading_prefix_cache or None,
+    )
     sampling.update_from_generation_config({}, 2)
     lora = None
     if spec.lora is not None:
         name, _, path = spec.lora.partition("@")
         lora = LoRARequest(lora_name=name, lora_int_id=1 + len(path), lora_path=path or f"/adapters/{name}")
-    request = Request(
+    return Request(
         request_id=spec.id,
         prompt_token_ids=None if spec.embeds else list(spec.prompt_ids(model)),
         prompt_embeds=_embeddings(spec) if spec.embeds else None,
@@ -63,9 +71,6 @@ def build_request(spec: RequestSpec, model: str, block_hasher: Any) -> Request:
         cache_salt=spec.salt,
         block_hasher=block_hasher,
     )
-    if spec.skip_reading_prefix_cache:
-        request.skip_reading_prefix_cache = True
-    return request
 
 
 def _embeddings(spec: RequestSpec) -> torch.Tensor:
