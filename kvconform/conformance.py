@@ -21,7 +21,7 @@ from kvconform.cases.writer import CaseWriter
 from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
-from kvconform.config import RunConfig
+from kvconform.config import RunConfig, placeholders
 from kvconform.engine.history import EngineRaised, History, Unsimulated, WrongBytes
 from kvconform.faults import Setting, StoreFaults
 from kvconform.isolation.leftovers import Leftover, leftovers
@@ -33,7 +33,7 @@ from kvconform.report.picturing import pictures_of
 from kvconform.rules import load_catalogue
 from kvconform.scenario import transfer
 from kvconform.scenario.capabilities import Demonstrator
-from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words
+from kvconform.scenario.exploration import RULED_OUT, Budget, Explorer, Outcome, Refused, missing, refusal_words
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
 from kvconform.stage import Stage
@@ -78,9 +78,10 @@ class Conformance:
         """Play and judge a program, in the connector's own process if there is one.
 
         Raises:
-            Refused: the connector refused to start with this set-up.
+            Refused: the connector refused to start with this set-up, or its settings rule it out.
             HungError, CrashedError: what became of the connector's process.
         """
+        self._demand_ports(program)
         key = repr(program)
         if key not in self._examined:
             try:
@@ -93,6 +94,14 @@ class Conformance:
         if isinstance(known, str):
             raise Refused(known)
         return known
+
+    def _demand_ports(self, program: Program) -> None:
+        """Raises Refused for two connectors of the class in an engine if its variables have one port for both."""
+        twins = program.options.place and program.options.sibling == "twin"
+        if twins and any(name.startswith("port") for name in placeholders(self.config.engine_env)):
+            raise Refused(
+                f"{RULED_OUT} engine_env names one port for an engine, and two connectors of this class would share it"
+            )
 
     def _examine_here(self, program: Program) -> Examination:
         history = self.play(program)

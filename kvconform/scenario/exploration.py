@@ -69,8 +69,14 @@ def is_of_the_engine(refusal: str) -> bool:
     return EMBEDDED_WORDS in refusal
 
 
+#: How a refusal begins that is neither the connector's nor the engine's.
+RULED_OUT = "the settings of this run rule the set-up out:"
+
+
 def refusal_words(refusal: str) -> str:
     """Why a set-up could not be tried, in a sentence that says who refused it."""
+    if refusal.startswith(RULED_OUT):
+        return refusal
     if is_of_the_engine(refusal):
         return f"this engine lacks what the set-up needs: {refusal}"
     return f"the connector refuses this set-up: {refusal}"

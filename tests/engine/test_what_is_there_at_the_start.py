@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from kvconform.config import RunConfig
 from kvconform.conformance import Conformance
 from kvconform.filling_in import engine_environment
 from kvconform.kvcache.shape import KVCacheShape
-from kvconform.scenario import layouts, transfer
-from kvconform.scenario.exploration import Refused
+from kvconform.scenario import composition, layouts, transfer
+from kvconform.scenario.exploration import Refused, refusal_words
 from kvconform.target import parse_target
 
 CONNECTOR = """
@@ -50,6 +51,18 @@ def test_layers_say_what_kernel_blocks_they_take(tells: Conformance) -> None:
     program = next(p for p in layouts.kernel_blocks().examples if p.options.shape == KVCacheShape(kernel_block_size=8))
     with pytest.raises(Refused, match="in blocks of 8"):
         tells.examine(program)
+
+
+def test_two_connectors_in_an_engine_cannot_listen_on_the_one_port_of_its_variables(tells: Conformance) -> None:
+    twins = composition.reload("first").examples[0]
+    with pytest.raises(Refused, match="two connectors of this class would share it") as refused:
+        tells.examine(twins)
+    assert refusal_words(str(refused.value)) == str(refused.value), "it is not the connector that refuses"
+    with pytest.raises(Refused, match=r"port \d+ for"):
+        tells.examine(composition.beside_a_stranger().examples[0])
+    given = replace(tells.config, engine_env={"LISTEN": "{dir}"})
+    with pytest.raises(Refused, match=r"/\S+ for"):
+        Conformance(tells.target, given).examine(twins)
 
 
 def test_every_engine_gets_ports_of_its_own(tmp_path: Path) -> None:
