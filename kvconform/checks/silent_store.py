@@ -28,14 +28,14 @@ def stuck_in_silence(history: History) -> Iterator[Finding]:
 
 def ended_in_silence(history: History) -> Mapping[str, int]:
     """What was given up: loads reported as failed, and matches of what matched before."""
-    failures = {id(report.call) for report in reports(history) if report.blocks or report.requests}
+    failures = {id(report.call) for report in reports(history)}
     failed, missed = 0, 0
     tokens: dict[str, tuple[int, ...]] = {}
     matched: set[tuple[int, ...]] = set()
     for event, silent in _with_silence(history):
         if isinstance(event, NeverIdle):
             return {}
-        if isinstance(event, ProgramAction) and event.action == "add" and "tokens" in event.detail:
+        if isinstance(event, ProgramAction) and "tokens" in event.detail:
             tokens[event.detail["request"]] = tuple(event.detail["tokens"])
         elif isinstance(event, HookCall) and event.error is None:
             failed += silent and id(event) in failures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from histories import found, history, match, witness
+from histories import failing, found, history, match, witness
 from test_asynchronous_findings import stuck
 from test_failure_findings import START, step
 
@@ -53,6 +53,8 @@ FAILED = (START, *step(1, [1], load=48))
     ("events", "count"),
     [
         ((SILENT, *FAILED), 1),
+        ((replace(SILENT, files=1), *FAILED), 1),
+        ((SILENT, START, *step(1, load=48, asynchronous=True), *step(2, lost=["r1"])), 1),
         ((START, SILENT, *FAILED[1:], *step(2, [1], load=48)), 2),
         (FAILED, 0),
         ((NOTHING, *FAILED), 0),
@@ -67,6 +69,8 @@ def test_loads_that_were_given_up_are_counted(events: tuple[Event, ...], count: 
     assert ended_in_silence(history(*events)).get(what, 0) == count
 
 
+OTHER = (add("r2", 2), match((16, False), request="r2"))
+ASKED = (add("r3", 2), match((0, False), request="r3"))
 BEFORE = (add("r0"), match((48, False), request="r0"))
 
 
@@ -75,9 +79,11 @@ BEFORE = (add("r0"), match((48, False), request="r0"))
     [
         ((*BEFORE, SILENT, add("r1"), match((0, False))), 1),
         ((*BEFORE, SILENT, add("r1"), match((None, False))), 1),
+        ((*BEFORE, *OTHER, SILENT, add("r1"), match((0, False)), *ASKED), 2),
         # Asked again, found all the same, of another prompt, behind a local hit, never found before, not in silence.
         ((*BEFORE, SILENT, add("r1"), match((None, False)), match((0, False))), 1),
         ((*BEFORE, SILENT, add("r1"), match((48, False))), 0),
+        ((*BEFORE, SILENT, add("r1"), failing(match((0, False)))), 0),
         ((*BEFORE, SILENT, add("r1", 2), match((0, False))), 0),
         ((*BEFORE, SILENT, add("r1"), match((0, False), computed=16)), 0),
         ((SILENT, add("r1"), match((0, False))), 0),
