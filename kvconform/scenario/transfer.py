@@ -253,34 +253,33 @@ def full_hit() -> Family:
     )
 
 
-def _computed_whole(length: int, tail: int, steps: int, options: EngineOptions) -> Program:
-    """A stored prompt is loaded, and then asked for with prompt log probabilities, which stores more of it.
+def _computed_whole(length: int, tail: int, fresh: int, options: EngineOptions) -> Program:
+    """A stored prompt is loaded, and then asked for with prompt log probabilities; and one that only these have stored.
 
     Beside it another one is loaded: in a step that promises no load, start_load_kv comes after the forward
     (KVConnectorModelRunnerMixin._get_kv_connector_output, 0.32.0), and then a load changes nothing any more.
     """
-    prompt, other = ((1, length),), ((4, 2 * BLOCK + 5),)
-    scored = RequestSpec("scored", (*prompt, (2, tail)), 3, prompt_logprobs=1)
-    pause: list[Action] = [Step(steps), PreemptAll()] if steps else []
+    prompt, other, new = ((1, length),), ((4, 2 * BLOCK + 5),), ((5, fresh),)
     actions: list[Action] = [
         *store_then_reload([prompt, other], 2), ForgetLocal(),
-        Add(RequestSpec("beside", other, 2)), Add(scored), *pause, Drain(),
+        Add(RequestSpec("beside", other, 2)), Add(RequestSpec("scored", (*prompt, (2, tail)), 2, prompt_logprobs=1)),
+        Drain(),
         # Its prefix is in the local cache by now.
-        Add(RequestSpec("unread", prompt, 2, skip_reading_prefix_cache=True)), Drain(), ForgetLocal(),
-        Add(RequestSpec("later", (*scored.prompt, (3, 1)), 2)), Drain(),
+        Add(RequestSpec("unread", prompt, 2, skip_reading_prefix_cache=True)), Drain(),
+        Add(RequestSpec("new", new, 1, prompt_logprobs=0)), Drain(), ForgetLocal(),
+        Add(RequestSpec("later", (*new, (6, 1)), 2)), Drain(),
     ]  # fmt: skip
     return Program("prompt logprobs", options, tuple(actions))
 
 
 def prompt_logprobs() -> Family:
-    """A prompt that is stored, for requests of which every token has to be computed; preempted, and in chunks, too."""
+    """Prompts for requests of which every token has to be computed."""
     examples = (
-        _computed_whole(3 * BLOCK + 1, BLOCK, 0, EngineOptions()),
-        _computed_whole(2 * BLOCK + 5, 2 * BLOCK, 2, EngineOptions(runner="v1")),
-        _computed_whole(3 * BLOCK, 20, 0, EngineOptions(max_num_batched_tokens=24)),
+        _computed_whole(3 * BLOCK + 1, BLOCK, 2 * BLOCK, EngineOptions()),
+        _computed_whole(2 * BLOCK + 5, 2 * BLOCK, 3 * BLOCK + 7, EngineOptions(runner="v1")),
     )
     drawn = st.builds(
-        _computed_whole, st.integers(BLOCK + 1, 4 * BLOCK), st.integers(1, 40), st.integers(0, 4), _plain_options()
+        _computed_whole, st.integers(BLOCK + 1, 4 * BLOCK), st.integers(1, 40), _lengths(), _plain_options()
     )
     return Family("prompt logprobs", "MATCH-15", examples, drawn)
 
