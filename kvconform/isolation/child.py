@@ -116,7 +116,7 @@ def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
         pipe.send_bytes(to_bytes(_load(setup["load"])))
         return
     if "observe" in setup:
-        pipe.send_bytes(to_bytes({"observation": _observe(setup)}))
+        pipe.send_bytes(to_bytes({"observation": _observe(setup, directory)}))
         return
     try:
         conformance, measuring = _conformance(setup, directory)
@@ -155,7 +155,7 @@ def _target(fields: dict[str, Any]) -> Any:
     return Target(**{**fields, "search_path": None if search_path is None else Path(search_path)})
 
 
-def _observe(setup: dict[str, Any]) -> dict[str, Any]:
+def _observe(setup: dict[str, Any], directory: Path) -> dict[str, Any]:
     """The class is not loaded before: the first import is a part of what is observed."""
     from kvconform.engine.options import ConnectorSpec
     from kvconform.engine.vllm_engine.construction import observe
@@ -164,7 +164,8 @@ def _observe(setup: dict[str, Any]) -> dict[str, Any]:
         sys.path.insert(0, setup["search_path"])
     spec = ConnectorSpec(**setup["observe"])
     os.environ.update(spec.env)
-    return observe(spec, setup["device"], scheduler_only=setup["scheduler_only"]).to_dict()
+    alone = setup["scheduler_only"]
+    return observe(spec, setup["device"], scheduler_only=alone, directory=str(directory)).to_dict()
 
 
 def _conformance(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:

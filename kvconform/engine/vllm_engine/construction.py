@@ -24,13 +24,16 @@ from kvconform.engine.options import ConnectorSpec, EngineOptions
 PATIENCE = 30.0
 
 
-def observe(spec: ConnectorSpec, device: str, *, scheduler_only: bool = False) -> ClassObservation:
+def observe(
+    spec: ConnectorSpec, device: str, *, scheduler_only: bool = False, directory: str | None = None
+) -> ClassObservation:
     """Import, resolve, configure and build; whatever fails ends the sequence.
 
     Args:
         spec: the connector.
         device: "cpu" or "cuda".
         scheduler_only: build the scheduler role where no worker role was built before.
+        directory: where files go that last as long as the process; by default among the temporary ones.
     """
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
@@ -59,7 +62,7 @@ def observe(spec: ConnectorSpec, device: str, *, scheduler_only: bool = False) -
     seen = replace(seen, effects=effects.of(module), seconds=seconds)
     try:
         config = build_vllm_config(EngineOptions(), spec, device)
-        site = _Site(spec, connector_class, config)
+        site = _Site(connector_class, config, directory)
     except Exception as error:
         return replace(seen, configured=describe(error))
     if scheduler_only:
@@ -146,14 +149,14 @@ class Builder(Protocol):
 class _Site:
     """A configuration and a planned KV cache to build roles in."""
 
-    def __init__(self, spec: ConnectorSpec, connector_class: Any, config: Any) -> None:
+    def __init__(self, connector_class: Any, config: Any, directory: str | None) -> None:
         from vllm.config import set_current_vllm_config
 
         from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
         from kvconform.engine.vllm_engine.layers import place_layers
         from kvconform.kvcache.build import plan_kv_cache
 
-        ensure_parallel_state()
+        ensure_parallel_state(directory)
         self.connector_class = connector_class
         self.config = config
         with set_current_vllm_config(config):
