@@ -21,8 +21,10 @@ from kvconform.scenario.program import Program
 from kvconform.scenario.run import play
 from kvconform.target import Target
 
-#: Seconds that an engine waits for transfers once one has waited its full time in vain.
+#: Seconds that an engine waits for transfers at least, once one has waited its full time in vain; and how many times
+#: as long as the longest of those that ended.
 PATIENCE_WITH_A_STUCK_ONE = 1.0
+LONGER_THAN_ANY = 3.0
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Stage:
     config: RunConfig
     faults: Callable[[Setting], StoreFaults] | None = None
     patience: float | None = None
+    _stuck: bool = False
+    _longest_wait: float = 0.0
 
     def connector_spec(self, directory: Path) -> ConnectorSpec:
         """The connector in vLLM's terms, with placeholders filled in for one scenario."""
@@ -62,13 +66,16 @@ class Stage:
         try:
             specs = self._specs(program, directory)
             patience = self._patience_with(program)
+            engines: list[Engine] = []
 
             def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
                 from kvconform.engine.vllm_engine.engine import VllmEngine
 
                 spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
                 spec = self._placed(replace(spec, env=engine_environment(self.config, directory)), options, directory)
-                return VllmEngine(options, spec, history, provenance, number, self.config.resolved_device, patience)
+                engine = VllmEngine(options, spec, history, provenance, number, self.config.resolved_device, patience)
+                engines.append(engine)
+                return engine
 
             def breaking(connectors: Callable[[], tuple[Any, ...]]) -> HookedStore:
                 assert self.faults is not None
@@ -78,8 +85,8 @@ class Stage:
             history = play(program, make, directory, self.config.peer_timeout, make_store)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-        if any(history.of(NeverIdle)):
-            self.patience = PATIENCE_WITH_A_STUCK_ONE
+        self._stuck |= any(history.of(NeverIdle))
+        self._longest_wait = max((self._longest_wait, *(engine.longest_wait for engine in engines)))
         return history
 
     def _specs(self, program: Program, directory: Path) -> dict[bool, ConnectorSpec]:
@@ -101,6 +108,8 @@ class Stage:
         patience = self.patience
         if patience is None:
             patience = min(self.config.transfer_timeout, self.config.timeout / 2)
+            if self._stuck:
+                patience = min(patience, max(PATIENCE_WITH_A_STUCK_ONE, LONGER_THAN_ANY * self._longest_wait))
         if program.pair is not None:
             patience = max(patience, self.config.peer_timeout + 1.0)
         return patience

@@ -23,6 +23,8 @@ class Engine(Protocol):
     history: History
     #: What the connector had for the front-end when a request ended, by request.
     delivered: dict[str, Any]
+    #: The most seconds that a drain has waited for a transfer which ended then.
+    longest_wait: float
 
     @property
     def connectors(self) -> tuple[Any, ...]:

@@ -170,3 +170,12 @@ def test_a_write_after_the_completion_is_a_stray_write(bench: Bench) -> None:
     assert late[0].step == bench.of(WrongBytes)[0].step, "the load is done behind the forward that read"
     rules = {finding.rule for finding in examine(bench.history).findings}
     assert rules == {"ASYNC-05"}, "the early report is the cause, and what follows from it is not told again"
+
+
+def test_the_longest_wait_for_a_transfer_is_known(bench: Bench) -> None:
+    engine = bench.engine("AsyncFileStore", mode="next step")
+    assert engine.longest_wait == 0.0
+    run(engine, request("store", 49))
+    engine.reset_prefix_cache()
+    run(engine, request("reload", 49))
+    assert 0.0 < engine.longest_wait < 5.0

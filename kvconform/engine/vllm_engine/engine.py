@@ -102,6 +102,8 @@ class VllmEngine:
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._empty_step = False
         self._patience = patience
+        #: The most seconds of steps without work after which there was some, or the engine was idle.
+        self.longest_wait = 0.0
         self._block_state = BlockStateWatch(history, number)
         self.recorder = Recorder(history, lambda: (self.number, self.steps), connector.child)
         self.guard = Guard(history, self.recorder, lambda: (self.number, self.steps))
@@ -305,6 +307,7 @@ class VllmEngine:
     def drain(self, meanwhile: Callable[[], object] = lambda: None, *, held: bool = False) -> None:
         """Step until idle, or with ``held`` until no request is unfinished; ``meanwhile`` is done after each step."""
         busy = empty = 0
+        waited = 0.0
         last_computed = time.monotonic()
         while self.step():
             meanwhile()
@@ -318,10 +321,12 @@ class VllmEngine:
                         self._give_up(empty, waited)
                     time.sleep(min(0.01, self._patience - waited))
             else:
-                busy, empty = busy + 1, 0
+                self.longest_wait = max(self.longest_wait, waited)
+                busy, empty, waited = busy + 1, 0, 0.0
                 last_computed = time.monotonic()
                 if busy >= STEP_LIMIT:
                     self._give_up(busy)
+        self.longest_wait = max(self.longest_wait, waited)
 
     def outlast(self, limit: float, meanwhile: Callable[[], object]) -> bool:
         """Step until idle or, if a peer's silence may take ``limit`` seconds, well beyond that; whether it is idle."""

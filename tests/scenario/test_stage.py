@@ -1,0 +1,94 @@
+"""How long engines wait for transfers, and what lives in a scenario."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvconform.config import RunConfig
+from kvconform.engine.history import NeverIdle
+from kvconform.engine.options import ConnectorSpec
+from kvconform.engine.vllm_engine import engine as engine_module
+from kvconform.scenario.program import Program
+from kvconform.stage import Stage
+from kvconform.target import Target
+
+TARGET = Target("x:Y", "module", "x", "Y", "x:Y")
+
+
+class Engines:
+    """Stands for the engine's class: keeps the patience of each, and lets it get stuck or wait as told."""
+
+    def __init__(self) -> None:
+        self.patience: list[float] = []
+        self.stuck = False
+        self.wait = 0.0
+
+    def __call__(
+        self, options: Any, spec: Any, history: Any, provenance: Any, number: int, device: str, p: float
+    ) -> Any:
+        self.patience.append(p)
+        if self.stuck:
+            history.add(NeverIdle(number, 1, 200, ("r1",), p))
+        return _Idle(self.wait)
+
+
+class _Idle:
+    def __init__(self, wait: float) -> None:
+        self.longest_wait = wait
+        self.connectors = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    made = Engines()
+    monkeypatch.setattr(engine_module, "VllmEngine", made)
+    return made
+
+
+def test_once_a_transfer_is_stuck_engines_wait_three_times_as_long_as_any_good_one_took(engines: Engines) -> None:
+    stage = Stage(TARGET, RunConfig(transfer_timeout=10.0))
+    waits = [(0.0, False), (2.0, False), (0.0, True), (0.0, False), (9.0, False), (0.0, False)]
+    for engines.wait, engines.stuck in waits:
+        stage.play(Program("waits"))
+    assert engines.patience == [10.0, 10.0, 10.0, 6.0, 6.0, 10.0]
+
+
+def test_engines_wait_a_second_at_least_and_as_long_as_the_scenario_allows_at_most(engines: Engines) -> None:
+    stage = Stage(TARGET, RunConfig(transfer_timeout=10.0, timeout=8.0, peer_timeout=5.0))
+    engines.stuck = True
+    stage.play(Program("waits"))
+    stage.play(Program("waits"))
+    stage.play(Program("waits", pair=("kv_producer", "kv_consumer")))
+    assert engines.patience == [4.0, 1.0, 6.0, 6.0]
+
+
+def test_patience_that_is_given_is_kept(engines: Engines) -> None:
+    stage = Stage(TARGET, RunConfig(), patience=0.5)
+    engines.stuck = True
+    stage.play(Program("waits"))
+    stage.play(Program("waits"))
+    assert engines.patience == [0.5, 0.5]
+
+
+def test_a_scenario_has_a_fresh_directory_that_is_removed(engines: Engines) -> None:
+    stage = Stage(TARGET, RunConfig(kv_connector_extra_config={"path": "{dir}/store", "port": "{port}"}))
+    seen: list[ConnectorSpec] = []
+    original = stage.connector_spec
+
+    def spec(directory: Path) -> ConnectorSpec:
+        assert directory.is_dir()
+        seen.append(original(directory))
+        return seen[-1]
+
+    stage.connector_spec = spec  # type: ignore[method-assign]
+    stage.play(Program("one"))
+    stage.play(Program("other"))
+    paths = [Path(each.extra_config["path"]).parent for each in seen]
+    assert paths[0] != paths[1]
+    assert not any(path.exists() for path in paths)
