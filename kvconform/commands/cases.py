@@ -69,5 +69,5 @@ def replay(file: Path, spec: str, config_file: Path | None, device: str | None, 
         click.echo(visible(found.text) + "\n")
     for note in found.notes:
         click.echo(f"Note: {terminal_text(note)}")
-    click.echo(f"{found.answer} {file}: {terminal_text(found.sentence)}.")
+    click.echo(f"{found.answer} {file}: {terminal_text(found.sentence).rstrip('.')}.")
     return 0 if found.is_fixed else 1
