@@ -69,7 +69,7 @@ class RoleWatch:
         self._held: tuple[Any, Any] | None = None
         self._ended: set[str] = set()
         # What request_finished returned, so that the same object can't come again under another id().
-        self._returned: list[tuple[str, Any]] = []
+        self._returned: list[tuple[str, int, Any]] = []
         for name in _POOL_METHODS:
             original = getattr(self._pool, name, None)
             if original is not None:
@@ -154,10 +154,13 @@ class RoleWatch:
     def _note_params(self, hook: str, request: str, result: Any) -> None:
         params = result[1] if isinstance(result, tuple) and len(result) == 2 else None
         if params is not None:
-            earlier = [name for name, known in self._returned if known is params]
+            earlier = [(name, step) for name, step, known in self._returned if known is params]
+            if (request, self._step) in earlier:
+                # MultiConnector passes on what its child has just returned.
+                return
             if earlier:
-                self._note(hook, "returned parameters", [f"the dict of {request} is the one that {earlier[-1]} got"])
-            self._returned.append((request, params))
+                self._note(hook, "returned parameters", [f"the dict of {request} is the one that {earlier[-1][0]} got"])
+            self._returned.append((request, self._step, params))
             self._history.add(TransferParams(self._number, self._step, request, tuple(not_json(params))))
 
     # -- metadata that was handed over -----------------------------------------------------------------------------
