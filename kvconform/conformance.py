@@ -18,7 +18,7 @@ from kvconform.capabilities import Capability, Shown
 from kvconform.cases.commands import replay_command, rerun_command
 from kvconform.cases.model import How
 from kvconform.cases.writer import CaseWriter
-from kvconform.checks import CHECKS_BY_RULE, Examination, Finding, examine
+from kvconform.checks import Examination, Finding, examine
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig, placeholders
@@ -33,7 +33,17 @@ from kvconform.report.picturing import pictures_of
 from kvconform.rules import load_catalogue
 from kvconform.scenario import transfer
 from kvconform.scenario.capabilities import Demonstrator
-from kvconform.scenario.exploration import RULED_OUT, Budget, Explorer, Outcome, Refused, missing, refusal_words
+from kvconform.scenario.exploration import (
+    RULED_OUT,
+    Budget,
+    Explorer,
+    Outcome,
+    Refused,
+    missing,
+    refusal_words,
+    seen_of,
+    witness_rule,
+)
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
 from kvconform.stage import Stage
@@ -41,6 +51,9 @@ from kvconform.target import Target
 from kvconform.verdicts import NOT_SET_UP, Verdict
 
 DRAWN = {"quick": 3, "full": 25}
+#: Capabilities that a connector shows when it transfers something, which some do between two engines only.
+SHOWN_BY_TRANSFERS = frozenset({"sync-load", "async-load", "async-save", "delayed-free"})
+ALONE = "; the connector hands KV from one engine to another, and the engine of these scenarios has no other"
 
 
 @dataclass
@@ -205,7 +218,17 @@ class Conformance:
             return
         if name in capabilities.BY_CLASS_ALONE or not self.capability(name).exercised:
             beyond = self._demonstrator.beyond.get(name)
-            raise NotApplicable(refusal_words(beyond) if beyond else capabilities.why_not(name))
+            why = refusal_words(beyond) if beyond else capabilities.why_not(name)
+            raise NotApplicable(why + self._alone() if name in SHOWN_BY_TRANSFERS else why)
+
+    def _alone(self) -> str:
+        """What is to be added to the reason why one engine alone showed nothing: another one may have been needed."""
+        return ALONE if self._demonstrator.count("pd")[0] else ""
+
+    def _lacking(self, rule: str, family: Family, outcome: Outcome) -> str:
+        pair = any(program.pair is not None for program in family.examples)
+        loaded = any(outcome.witness("LOAD-01").values())
+        return missing(rule, family) + ("" if pair or loaded else self._alone())
 
     def demand_streams(self) -> None:
         """Raises NotApplicable where the KV caches are in host memory."""
@@ -265,9 +288,8 @@ class Conformance:
             broken = tuple(dict.fromkeys(finding.rule for finding in examination.findings))
             for rule in rules:
                 if rule not in broken:
-                    self._settle(
-                        request, rule, outcome, f"the scenario broke {', '.join(broken)} before this was shown"
-                    )
+                    lacking = f"the scenario broke {', '.join(broken)} before this was shown"
+                    self._settle(request, rule, family, outcome, lacking)
             text = self._text(request, family, examination, program, outcome.contrast)
             pictures = pictures_of(examination.findings, examination.history)
             raise ConformanceFailure(text, rules=broken, pictures=pictures)
@@ -275,13 +297,13 @@ class Conformance:
             self._demand_start()
             raise NotApplicable(refusal_words(outcome.refused[0]))
         for rule in rules:
-            self._settle(request, rule, outcome, missing(rule))
+            self._settle(request, rule, family, outcome, self._lacking(rule, family, outcome))
         if not self.transfers_true_bytes and witness_rule(rules[0]) == "LOAD-01":
             raise NotApplicable("the connector is declared not to transfer true bytes (dummy-fill or lossy)")
         if rules[0] in outcome.excused:
             raise Inconclusive(outcome.engine_bug)
-        if not any(outcome.witness(witness_rule(rules[0])).values()):
-            raise Inconclusive(outcome.engine_bug or missing(rules[0]))
+        if not any(seen_of(family, outcome, rules[0]).values()):
+            raise Inconclusive(outcome.engine_bug or self._lacking(rules[0], family, outcome))
         return outcome
 
     def conclude(
@@ -373,7 +395,9 @@ class Conformance:
                 commands.append(replay_command(file, self.target, self.config))
         return tuple(commands)
 
-    def _settle(self, request: pytest.FixtureRequest, rule: str, outcome: Outcome, lacking: str) -> None:
+    def _settle(
+        self, request: pytest.FixtureRequest, rule: str, family: Family, outcome: Outcome, lacking: str
+    ) -> None:
         if not self.transfers_true_bytes and witness_rule(rule) == "LOAD-01":
             declared = " and ".join(sorted({"dummy-fill", "lossy"} & set(self.config.capabilities)))
             record(request, rule, Verdict.NOT_APPLICABLE, message=f"the connector is declared {declared}")
@@ -381,14 +405,9 @@ class Conformance:
         if rule in outcome.excused:
             record(request, rule, Verdict.INCONCLUSIVE, message=outcome.engine_bug)
             return
-        seen = {what: count for what, count in outcome.witness(witness_rule(rule)).items() if count}
+        seen = {what: count for what, count in seen_of(family, outcome, rule).items() if count}
         verdict = Verdict.PASS if seen else Verdict.INCONCLUSIVE
         record(request, rule, verdict, witnesses=seen, message="" if seen else outcome.engine_bug or lacking)
-
-
-def witness_rule(rule: str) -> str:
-    """The rule whose witness shows that ``rule``'s situation arose; situations are shown by compared loads."""
-    return rule if rule in CHECKS_BY_RULE else "LOAD-01"
 
 
 def _stumbles_anyway(program: Program, examination: Examination) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvconform.conformance import Conformance
-from kvconform.scenario import producer_consumer
+from kvconform.scenario import hand_offs, producer_consumer
 from kvconform.scenario.transfer import Family
 
 ALWAYS = ("LOAD-01", "LOAD-03", "LIVE-01", "LIVE-02", "LIVE-03")
@@ -24,7 +24,15 @@ def test_prompt_is_handed_off_between_engines_that_know_it_by_different_ids(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """Keys that producer and consumer share are not built from the engine-local request id."""
-    judge(conformance, request, producer_consumer.hand_off())
+    judge(conformance, request, hand_offs.hand_off())
+
+
+@pytest.mark.kvconform_rules("ASYNC-04", "ASYNC-06", "ORDER-01")
+def test_every_transfer_of_a_hand_off_is_reported_once_by_the_engine_that_waits_for_it(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """The consumer is told of loads, the producer of holds; each of its own, and once."""
+    judge(conformance, request, hand_offs.hand_off())
 
 
 @pytest.mark.kvconform_rules("FIN-04", "ROLE-12")
@@ -32,16 +40,10 @@ def test_every_request_gets_kv_transfer_params_of_its_own(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """The dict returned from request_finished is a new one that the connector does not use afterwards."""
-    judge(conformance, request, producer_consumer.hand_off())
+    judge(conformance, request, hand_offs.hand_off())
 
 
-@pytest.mark.kvconform_rules("LAY-03")
-def test_pages_of_any_layout_are_handed_off(conformance: Conformance, request: pytest.FixtureRequest) -> None:
-    """What arrives is right whatever the physical order, dtype and padding of the pages."""
-    judge(conformance, request, producer_consumer.layouts())
-
-
-@pytest.mark.kvconform_rules("LOAD-11", "ALLOC-02")
+@pytest.mark.kvconform_rules("LOAD-11", "ALLOC-01", "ALLOC-02")
 def test_block_lists_of_different_length_are_paired_by_token_position(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
@@ -71,7 +73,7 @@ def test_prefill_that_is_preempted_in_its_last_step_is_handed_off(
     judge(conformance, request, producer_consumer.preempted_at_the_end())
 
 
-@pytest.mark.kvconform_rules("ASYNC-08", "ASYNC-07", "ASYNC-12")
+@pytest.mark.kvconform_rules("ASYNC-08", "ASYNC-07", "ASYNC-12", "FIN-09")
 def test_held_blocks_stay_readable_while_the_producer_goes_on(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
@@ -79,7 +81,7 @@ def test_held_blocks_stay_readable_while_the_producer_goes_on(
     judge(conformance, request, producer_consumer.producer_goes_on())
 
 
-@pytest.mark.kvconform_rules("ASYNC-19")
+@pytest.mark.kvconform_rules("ASYNC-19", "ASYNC-04")
 def test_hold_that_nobody_fetches_ends(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """A consumer that never fetches does not keep blocks for ever."""
     judge(conformance, request, producer_consumer.nobody_comes())
@@ -105,7 +107,7 @@ def test_load_of_an_aborted_request_is_reported(conformance: Conformance, reques
     judge(conformance, request, producer_consumer.aborted_load())
 
 
-@pytest.mark.kvconform_rules("LIVE-05", "FAIL-01", "FAIL-02", "FAIL-04", "FAIL-06", "FAIL-20")
+@pytest.mark.kvconform_rules("LIVE-05", "FAIL-01", "FAIL-02", "FAIL-04", "FAIL-06", "FAIL-07", "FAIL-20")
 def test_load_from_a_producer_that_is_gone_ends(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """A peer that dies or never answers delays nothing for ever."""
     judge(conformance, request, producer_consumer.producer_gone())

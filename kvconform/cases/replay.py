@@ -15,13 +15,13 @@ from kvconform.api import release_of
 from kvconform.cases.model import Case
 from kvconform.checks import Examination
 from kvconform.config import RunConfig, read_run_config
-from kvconform.conformance import Conformance, witness_rule
+from kvconform.conformance import Conformance
 from kvconform.environment import prepare_environment
 from kvconform.isolation.nursery import Nursery
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
 from kvconform.report.masking import mask_settings
-from kvconform.scenario.exploration import Refused, bind_to_situation, missing, refusal_words
+from kvconform.scenario.exploration import Refused, bind_to_situation, missing, refusal_words, witness_rule
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
 from kvconform.target import Target, parse_target

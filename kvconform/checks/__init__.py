@@ -32,6 +32,7 @@ from kvconform.checks import (
     transfer,
     workers,
 )
+from kvconform.checks.hand_off_situations import SITUATIONS
 from kvconform.checks.model import Check, Examination, Finding
 from kvconform.engine.history import History
 
@@ -86,6 +87,7 @@ def examine(history: History, release: str = "") -> Examination:
     if met is not None:
         return _until(met, history, findings, release)
     witnesses = {check.rule: check.witness(history) for check in ALL_CHECKS}
+    witnesses |= {situation.name: situation.witness(history) for situation in SITUATIONS}
     return Examination(history, tuple(_sound(history, findings)), witnesses)
 
 

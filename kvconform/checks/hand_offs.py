@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kvconform.checks.calls import is_held
+from kvconform.checks.model import Finding
 from kvconform.checks.transfer import external_tokens
 from kvconform.engine.history import (
     FINISH_HOOKS,
@@ -144,11 +145,17 @@ def of_decodes(what: str, counts: Callable[[History, Prefill, Decode], bool]) ->
     """A witness: hand-offs of which ``counts`` is true, in runs in which loaded bytes were compared."""
 
     def witness(history: History) -> Mapping[str, int]:
-        compared = external_tokens(history) > 0
         pairs = [(prefill, decode) for prefill in prefills(history) for decode in prefill.decodes]
+        compared = bool(pairs) and external_tokens(history) > 0
         return {what: sum(compared and counts(history, prefill, decode) for prefill, decode in pairs)}
 
     return witness
+
+
+def kept_rule(history: History, _: Finding) -> str:
+    """The rule of a symptom that shows when the producer goes on: whether it was asked to keep the blocks."""
+    fetched = [prefill for prefill in prefills(history) if prefill.handed_off and prefill.decodes]
+    return "FIN-09" if fetched and not any(prefill.held for prefill in fetched) else "ASYNC-08"
 
 
 def arrived(decode: Decode) -> bool:

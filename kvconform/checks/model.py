@@ -38,6 +38,15 @@ class Check:
     missing: str
 
 
+@dataclass(frozen=True)
+class Situation:
+    """What shows that a situation arose, for rules that have no check of their own; ``name`` is that of its witness."""
+
+    name: str
+    witness: Callable[[History], Mapping[str, int]]
+    missing: str
+
+
 def no_finding(_: History) -> Iterator[Finding]:
     """For rules about a situation: a scenario family that provokes it binds the symptoms to the rule."""
     return iter(())

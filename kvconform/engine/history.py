@@ -52,13 +52,14 @@ class EngineStarted(Event):
     """An engine is up: tokens per block of each KV cache group, and what it does when a load fails.
 
     ``recurrent`` are the groups whose blocks hold a state instead of slots for tokens; ``sibling`` is the other child
-    of the MultiConnector, if there is one (kvconform.engine.options.Sibling).
+    of the MultiConnector, if there is one (kvconform.engine.options.Sibling). ``cache`` describes its KV cache.
     """
 
     block_sizes: tuple[int, ...]
     load_failure_policy: str
     recurrent: tuple[int, ...] = ()
     sibling: str = ""
+    cache: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from kvconform.scenario import (
     asynchronous,
     failures,
     finish,
+    hand_offs,
     hybrid,
     observability,
-    producer_consumer,
     recurrent,
     transfer,
 )
@@ -78,7 +78,7 @@ def _observed() -> Iterator[Program]:
 
 
 def _hand_offs() -> Iterator[Program]:
-    yield from producer_consumer.demonstration()
+    yield from hand_offs.demonstration()
     # One that returns parameters for every request does so here.
     yield from _plain()
 

@@ -220,7 +220,20 @@ def bind_to_situation(
     return replace(examination, findings=findings), contrast
 
 
-def missing(rule: str) -> str:
-    """What was lacking when nothing was witnessed for ``rule``."""
-    check = CHECKS_BY_RULE.get(rule) or CHECKS_BY_RULE["LOAD-01"]
-    return check.missing
+def witness_rule(rule: str) -> str:
+    """The rule whose witness shows that ``rule``'s situation arose; situations are shown by compared loads."""
+    return rule if rule in CHECKS_BY_RULE else "LOAD-01"
+
+
+def seen_of(family: Family, outcome: Outcome, rule: str) -> Mapping[str, int]:
+    """What shows that ``rule``'s situation arose: its own check's witness, or else the family's, or compared loads."""
+    if family.shown is not None and rule not in CHECKS_BY_RULE:
+        return outcome.witness(family.shown.name)
+    return outcome.witness(witness_rule(rule))
+
+
+def missing(rule: str, family: Family | None = None) -> str:
+    """What was lacking when nothing was seen for ``rule``."""
+    if family is not None and family.shown is not None and rule not in CHECKS_BY_RULE:
+        return family.shown.missing
+    return CHECKS_BY_RULE[witness_rule(rule)].missing

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from kvconform.checks.model import Finding
+from kvconform.checks.model import Finding, Situation
 from kvconform.checks.transfer import left_untouched, local_hit_rule
 from kvconform.engine.history import History, Scheduled, WrongBytes
 from kvconform.engine.options import EngineOptions, Runner
@@ -44,6 +44,7 @@ class Family:
     ``general`` is the family of which this one is a special case: it decides if the control shows symptoms, too, or
     loads nothing. Findings of the rules ``alike`` are symptoms here; if the control breaks one of them as well, it is
     the reason for findings of the family's own chapter. ``more`` times as many programs as of another are drawn.
+    ``shown`` is what has to be seen for rules without a check of their own; for other families that is compared loads.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Family:
     general: Family | None = None
     more: int = 1
     alike: frozenset[str] = frozenset()
+    shown: Situation | None = None
 
 
 def program(name: str, actions: Sequence[Action], **options: object) -> Program:

@@ -22,6 +22,7 @@ from histories import (
 )
 
 from kvconform.checks import ALL_CHECKS, CHECKS_BY_RULE, examine
+from kvconform.checks.hand_off_situations import SITUATIONS
 from kvconform.engine.history import (
     Audited,
     EngineRaised,
@@ -60,7 +61,8 @@ def test_nothing_is_found_in_a_clean_history() -> None:
     examination = examine(history(*CLEAN))
     assert examination.findings == ()
     assert examination.clean
-    assert set(examination.witnesses) == {check.rule for check in ALL_CHECKS}
+    names = {check.rule for check in ALL_CHECKS} | {situation.name for situation in SITUATIONS}
+    assert set(examination.witnesses) == names
 
 
 def test_nothing_is_found_or_witnessed_where_nothing_happened() -> None:

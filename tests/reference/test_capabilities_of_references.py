@@ -13,9 +13,9 @@ from kvconform.engine.options import EngineOptions
 from kvconform.scenario import (
     failures,
     finish,
+    hand_offs,
     hybrid,
     observability,
-    producer_consumer,
     shutdown,
     transfer,
     workers,
@@ -47,7 +47,7 @@ SHOWN: dict[str, tuple[str, str, Callable[[], tuple[Program, ...]]]] = {
     "stats": ("host_offload", "file_store", lambda: observability.varied().examples[:1]),
     "events": ("host_offload", "file_store", lambda: observability.varied().examples[:1]),
     "worker-meta": ("file_store", "producer_consumer", lambda: transfer.reload().examples[:1]),
-    "pd": ("producer_consumer", "file_store", producer_consumer.demonstration),
+    "pd": ("producer_consumer", "file_store", hand_offs.demonstration),
 }
 
 

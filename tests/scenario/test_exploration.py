@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import Examination, Finding
+from kvconform.checks.model import Situation
 from kvconform.engine.history import Event, History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario import exploration
-from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words
+from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words, seen_of
 from kvconform.scenario.program import Add, Drain, Program, RequestSpec
 from kvconform.scenario.transfer import Family
 
@@ -276,6 +277,20 @@ def test_findings_of_other_rules_are_noted_and_passed_over() -> None:
 def test_what_was_missing_is_said_in_the_checks_words() -> None:
     assert missing("LOAD-03") == "no load was committed to"
     assert missing("META-07") == missing("LOAD-01")
+    assert missing("META-07", family()) == missing("LOAD-01")
+
+
+def test_a_family_with_a_witness_of_its_own_is_not_shown_by_compared_loads() -> None:
+    situation = Situation("chunks", lambda _: {}, "no chunk was seen")
+    of = family(program(40), rule="META-07", shown=situation)
+    loaded = explore(Stage(lambda _: result()), of, examples=0)
+    assert seen_of(of, loaded, "META-07") == {}
+    # A rule with a check of its own has that check's witness.
+    assert seen_of(of, loaded, "LOAD-01") == {"external tokens compared": 32}
+    shown = explore(Stage(lambda _: result(witnesses={**LOADED, "chunks": {"chunks": 2}})), of, examples=0)
+    assert seen_of(of, shown, "META-07") == {"chunks": 2}
+    assert missing("META-07", of) == "no chunk was seen"
+    assert missing("LOAD-03", of) == missing("LOAD-03")
 
 
 def test_a_refusal_says_who_refuses() -> None:

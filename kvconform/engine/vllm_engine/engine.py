@@ -193,7 +193,9 @@ class VllmEngine:
             note_divergent_hits(self.scheduler.kv_cache_manager, self._note_divergent_hit)
         sibling = self.options.sibling if self.options.place else ""
         policy = self.options.load_failure_policy
-        self.history.add(EngineStarted(self.number, 0, sizes, policy, recurrent, sibling))
+        self.history.add(
+            EngineStarted(self.number, 0, sizes, policy, recurrent, sibling, self.options.shape.describe())
+        )
 
     def _note_divergent_hit(self, request_id: str, tokens: int) -> None:
         self.history.add(DivergentHit(self.number, self.steps, request_id, tokens))
