@@ -93,7 +93,7 @@ def test_aborted_prefill_is_held_for_nobody(conformance: Conformance, request: p
     judge(conformance, request, producer_consumer.aborted_prefill())
 
 
-@pytest.mark.kvconform_rules("ASYNC-23")
+@pytest.mark.kvconform_rules("ASYNC-23", "MATCH-15")
 def test_consumer_that_needs_nothing_tells_the_producer(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:

@@ -51,20 +51,23 @@ def _finding(at: Event, request: str, observed: str) -> Finding:
 
 
 def _computed_all_the_same(history: History) -> Mapping[str, int]:
-    """Such requests of which the engine had loaded the first block for another one before."""
+    """Such requests whose first block the engine had loaded for another one, or that a producer has a hand-off for."""
     requests: dict[tuple[int, str], tuple[tuple[int, ...], bool]] = {}
     loaded: set[tuple[int, tuple[int, ...]]] = set()
+    handed_off: set[tuple[int, str]] = set()
     computed: set[tuple[int, str]] = set()
     for event in history.events:
         if isinstance(event, ProgramAction) and event.action == "add":
             block = tuple(event.detail.get("tokens", ()))[: block_sizes(history, event.engine)[0]]
             requests[event.engine, event.detail["request"]] = (block, bool(event.detail.get("takes_no_cache")))
+        elif isinstance(event, ProgramAction) and event.action == "hand off" and event.detail["delivered"]:
+            handed_off.add((event.engine, event.detail["request"]))
         elif isinstance(event, Compared) and event.external_tokens and (event.engine, event.request) in requests:
             loaded.add((event.engine, requests[event.engine, event.request][0]))
         elif isinstance(event, Scheduled):
             for request in event.new:
                 first, barred = requests.get((event.engine, request), ((), False))
-                if barred and (event.engine, first) in loaded:
+                if barred and ((event.engine, first) in loaded or (event.engine, request) in handed_off):
                     computed.add((event.engine, request))
     return {"requests that had to be computed although their prefix is stored": len(computed)}
 

@@ -197,7 +197,7 @@ def aborted_prefill() -> Family:
 
 
 def _not_needed(how: str, length: int, options: EngineOptions) -> Program:
-    """The consumer has the whole prompt itself, or its request is aborted before it was ever scheduled."""
+    """The consumer has the whole prompt, or must compute it ("scored"), or its request ends before it is scheduled."""
     prompt: Prompt = ((1, length),)
     warm: list[Action] = []
     if how == "cached":
@@ -205,15 +205,24 @@ def _not_needed(how: str, length: int, options: EngineOptions) -> Program:
         warm = [Turn("consumer"), Add(RequestSpec("local", ((1, length), (3, BLOCK)))), Drain(), Turn("producer")]
     ends: list[Action] = [Abort("decode0")] if how == "aborted" else []
     first, done, turn, second, _ = hand_over([prompt], first_token=how == "cached")
+    if how == "scored" and isinstance(second, HandOff):
+        second = replace(second, request=replace(second.request, prompt_logprobs=1))
     actions: list[Action] = [*warm, first, done, turn, second, *ends, Outlast(), Turn("producer"), Outlast()]
     return paired("not needed", actions, options)
 
 
 def not_needed() -> Family:
     """A hand-off that the consumer has no use for in the end."""
-    examples = (_not_needed("cached", 2 * BLOCK, options_of("v2")), _not_needed("aborted", 40, options_of("v1")))
+    examples = (
+        _not_needed("cached", 2 * BLOCK, options_of("v2")),
+        _not_needed("scored", 40, options_of("v2")),
+        _not_needed("aborted", 40, options_of("v1")),
+    )
     drawn = st.builds(
-        _not_needed, st.sampled_from(("cached", "aborted")), st.sampled_from((BLOCK, 3 * BLOCK)), DRAWN_RUNNERS
+        _not_needed,
+        st.sampled_from(("cached", "scored", "aborted")),
+        st.sampled_from((BLOCK, 3 * BLOCK)),
+        DRAWN_RUNNERS,
     )
     return Family("not needed", "ASYNC-23", examples, drawn)
 

@@ -54,3 +54,13 @@ def test_request_that_is_computed_behind_a_load_of_its_prefix_is_the_witness() -
     assert witness("MATCH-15", *LOADED, add("plain2"), begun("plain2")) == 0
     assert witness("MATCH-15", *LOADED, add("scored", engine=2, barred=True), begun("scored", 2)) == 0
     assert witness("MATCH-15", add("plain"), compared(0, request="plain"), *SCORED) == 0
+
+
+@pytest.mark.parametrize(
+    ("delivered", "request_id", "seen"), [(True, "scored", 1), (False, "scored", 0), (True, "x", 0)]
+)
+def test_request_that_is_computed_despite_a_hand_off_is_a_witness_too(
+    delivered: bool, request_id: str, seen: int
+) -> None:
+    detail = {"request": request_id, "of": "prefill", "delivered": delivered}
+    assert witness("MATCH-15", ProgramAction(1, 0, "hand off", detail), *SCORED) == seen

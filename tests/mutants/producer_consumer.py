@@ -189,6 +189,15 @@ class ForgetsAfterAnAbort(ProducerConsumerConnector):
         return answer
 
 
+class IgnoresWhoComputesAll(ProducerConsumerConnector):
+    """R6: a request that must not be served from any cache is none of its business, and nobody tells the producer."""
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if request.skip_reading_prefix_cache:
+            self._scheduler_side()._settled.add(request.request_id)
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+
 class PromisesTooMuch(ProducerConsumerConnector):
     """R4: offers prompts of any length, and cannot fetch those of more than two blocks."""
 
