@@ -75,13 +75,14 @@ def differences(one: dict[str, Any], other: dict[str, Any], *, timed: bool = Fal
         found.append(f"findings: {one['findings']} and {other['findings']}")
     if timed:
         return found
-    for number, (a, b) in enumerate(zip(events(one["history"]), events(other["history"]), strict=False)):
+    theirs, mine = list(events(one["history"])), list(events(other["history"]))
+    for number, (a, b) in enumerate(zip(theirs, mine, strict=False)):
         if a != b:
             found.append(f"event {number}: {a} and {b}")
             break
     else:
-        if len(one["history"]) != len(other["history"]):
-            found.append(f"{len(one['history'])} and {len(other['history'])} events")
+        if len(theirs) != len(mine):
+            found.append(f"{len(theirs)} and {len(mine)} events")
     return found
 
 

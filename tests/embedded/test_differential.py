@@ -8,7 +8,7 @@ from typing import Any
 
 import differential
 import pytest
-from comparing import events
+from comparing import differences, events
 from differential import Absent, Compared, Difference, Listed, Said, compare, complaints, read_absent, read_listed
 from matrix_entries import Entry
 
@@ -88,6 +88,9 @@ def waited(steps: int, seconds: float = 3.0, unfinished: str = "r") -> list[dict
 def test_steps_that_only_wait_until_the_engine_gives_up_are_a_matter_of_time() -> None:
     assert list(events(waited(200))) == list(events(waited(231)))
     assert len(list(events(waited(231)))) == len(waited(200))
+    one, other = ({"findings": [], "history": waited(steps)} for steps in (200, 231))
+    assert differences(one, other) == []
+    assert differences(one, {**other, "history": waited(231)[:-1]}) == ["204 and 203 events"]
 
 
 @pytest.mark.parametrize(
