@@ -20,7 +20,8 @@ _Found = tuple[str, str, str, Event, str]
 class _Child:
     """What the child of one engine has offered, was told to load, and holds.
 
-    ``loads`` maps a request to the step of a synchronous load, and to None while an asynchronous one is under way.
+    ``loads`` maps a request to the step of a synchronous load, or of an asynchronous one's report, and to None while
+    that is under way.
     ``passed_over`` counts offers for which a sibling was chosen, ``own`` and ``released`` the child's loads and holds,
     ``foreign`` the failed blocks that a sibling reported.
     """
@@ -102,11 +103,12 @@ def _raised(child: _Child, event: ChildCall, request: str) -> Iterator[_Found]:
 def _reports(child: _Child, event: ChildCall) -> Iterator[_Found]:
     call = event.call
     for request in reported(call, "finished_recving"):
-        if request not in child.loads:
+        if child.loads.get(request, 0) not in (None, event.step):
             yield _strange("MUL-02", event, f"{request} in finished_recving", request)
-        child.loads.pop(request, None)
+        # What failed of it may be said in the same step, with it or right after it.
+        child.loads[request] = event.step
     for request in reported(call, "failed_recving"):
-        if request not in child.loads:
+        if child.loads.get(request, 0) not in (None, event.step):
             yield _strange("MUL-06", event, f"{request} in failed_recving", request)
     for request in reported(call, "finished_sending"):
         if request not in child.held:

@@ -54,6 +54,10 @@ LOADING = (child(match((16, True))), child(alloc(16)))
         ((*LOADING, child(done(2, finished_recving=["r1"])), child(done(3, finished_recving=["r1"]))), "MUL-02"),
         ((child(finished(1, held=False)), child(done(2, finished_sending=["r1"]))), "MUL-02"),
         ((*NOT_CHOSEN, child(failed(1, 2))), "MUL-06"),
+        (
+            (*LOADING, child(done(2, finished_recving=["r1"])), child(built(3)), child(failed(3, 2))),
+            "MUL-06",
+        ),
         ((*NOT_CHOSEN, child(done(2, failed_recving=["r1"]))), "MUL-06"),
         ((child(match((16, False))), child(alloc(16)), child(built(2)), child(failed(2, 2))), "MUL-06"),
         ((child(finished(1, held=True)), *[child(done(step, finished_sending=["r1"])) for step in (2, 3)]), "MUL-02"),
@@ -72,6 +76,8 @@ def test_child_that_minds_its_siblings_business(events: tuple[Event, ...], rule:
     [
         (*LOADING, child(built(1)), child(built(2)), child(done(2, finished_recving=["r1"]))),
         (*LOADING, child(built(1)), child(failed(2, 2)), child(done(3, finished_recving=["r1"]))),
+        (*LOADING, child(built(2)), child(done(2, finished_recving=["r1"])), child(failed(2, 2))),
+        (*LOADING, child(built(2)), child(done(2, finished_recving=["r1"], failed_recving=["r1"]))),
         (child(match((16, False))), child(alloc(16)), child(built(1)), child(failed(1, 2))),
         (child(finished(1, held=True)), child(done(2, finished_sending=["r1"]))),
         (*LOADING, child(refused("update_state_after_alloc", request="r1", num_external_tokens=0))),
