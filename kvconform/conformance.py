@@ -53,7 +53,7 @@ from kvconform.verdicts import NOT_SET_UP, Verdict
 DRAWN = {"quick": 3, "full": 25}
 #: Capabilities that a connector shows when it transfers something, which some do between two engines only.
 SHOWN_BY_TRANSFERS = frozenset({"sync-load", "async-load", "async-save", "delayed-free"})
-ALONE = "; the connector hands KV from one engine to another, and the engine of these scenarios has no other"
+ALONE = "; the connector hands KV from one engine to another, and these scenarios have one engine only"
 
 
 @dataclass
