@@ -69,7 +69,7 @@ def _wrong_count(history: History) -> Iterator[Finding]:
                     died[0] if died and too_many else votes.last[kind, request],
                     requests=(request,),
                 )
-                return
+                break
 
 
 def _counted(history: History) -> Mapping[str, int]:
