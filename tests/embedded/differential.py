@@ -50,8 +50,9 @@ ENGINES = ("vllm", "embedded")
 BATCH = 8
 #: Of a connector's programs whose histories differ, so many are played again to see in what.
 LOOKED_AT = 4
-#: How often: a connector with threads takes another way each time.
+#: How often, and in how many rounds at most: a connector with threads takes another way each time.
 AGAIN = 2
+ROUNDS = 4
 _WRITING = threading.Lock()
 
 
@@ -216,23 +217,45 @@ def _compare_programs(
 
 
 def _look_again(doubtful: Sequence[tuple[Compared, str]]) -> None:
-    """Play programs once more, and note in what the engines differ; nothing if vLLM differs from itself so, too."""
-    jobs = [_job(compared.entry, key) for compared, key in doubtful for _ in range(AGAIN)]
-    if not jobs:
-        return
-    try:
-        theirs, mine = (play(engine, jobs, timeout=BATCH_LIMIT) for engine in ENGINES)
-    except Exception as error:
-        for compared, key in doubtful:
-            compared.add("", _name(key), f"differs, and cannot be played again: {error}")
-        return
-    for number, (compared, key) in enumerate(doubtful):
-        part = slice(number * AGAIN, (number + 1) * AGAIN)
-        first, *others = theirs[part]
-        timed = any(differences(first, other) for other in others)
-        pairs = [(one, other) for one in theirs[part] for other in mine[part]]
-        for text in min((differences(one, other, timed=timed) for one, other in pairs), key=len):
-            compared.add("", _name(key), text)
+    """Play programs again, and note in what the engines differ; nothing if vLLM differs from itself so, too.
+
+    A thread may take the same way twice by chance: what seems to differ is played a few times more.
+    """
+    open_ones = [_Doubt(compared, key) for compared, key in doubtful]
+    for _ in range(ROUNDS):
+        jobs = [_job(doubt.compared.entry, doubt.key) for doubt in open_ones for _ in range(AGAIN)]
+        if not jobs:
+            return
+        try:
+            theirs, mine = (play(engine, jobs, timeout=BATCH_LIMIT) for engine in ENGINES)
+        except Exception as error:
+            for doubt in open_ones:
+                doubt.compared.add("", _name(doubt.key), f"differs, and cannot be played again: {error}")
+            return
+        for number, doubt in enumerate(open_ones):
+            part = slice(number * AGAIN, (number + 1) * AGAIN)
+            doubt.theirs += theirs[part]
+            doubt.mine += mine[part]
+        open_ones = [doubt for doubt in open_ones if doubt.differences()]
+    for doubt in open_ones:
+        for text in doubt.differences():
+            doubt.compared.add("", _name(doubt.key), text)
+
+
+@dataclass
+class _Doubt:
+    """A program whose histories differed, and what the engines gave when it was played again."""
+
+    compared: Compared
+    key: str
+    theirs: list[dict[str, Any]] = field(default_factory=list)
+    mine: list[dict[str, Any]] = field(default_factory=list)
+
+    def differences(self) -> list[str]:
+        """In words, of the two runs that are most alike."""
+        timed = any(differences(self.theirs[0], other) for other in self.theirs[1:])
+        pairs = [(one, other) for one in self.theirs for other in self.mine]
+        return min((differences(one, other, timed=timed) for one, other in pairs), key=len)
 
 
 def _job(entry: Entry, key: str) -> Job:

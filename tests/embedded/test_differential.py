@@ -71,6 +71,16 @@ def test_another_history_is_a_difference_if_vllm_repeats_its_own(monkeypatch: py
     assert (found.timed, found.found) == (1, [])
 
 
+def test_what_seems_to_differ_is_played_a_few_times_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = said(came={**RAN, "history": "2"})
+    rounds = [[result("a"), result("a")], [result("a"), result("a")], [result("a"), result("c")]]
+    played = {"vllm": [*rounds], "embedded": [[result("b"), result("b")] for _ in rounds]}
+    monkeypatch.setattr(differential, "ask", lambda engine, *_: said() if engine == "vllm" else other)
+    monkeypatch.setattr(differential, "play", lambda engine, jobs, timeout: played[engine].pop(0))
+    (found,) = compare([ENTRY], narrow=True)
+    assert (found.timed, found.found, played["vllm"]) == (1, [], [])
+
+
 def waited(steps: int, seconds: float = 3.0, unfinished: str = "r") -> list[dict[str, Any]]:
     """One step with tokens, as many without, and what comes after giving up."""
     hooks = [
