@@ -90,11 +90,14 @@ def events(history: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The events of a dumped history as text, without what is drawn anew, measured, or a place in vLLM's code."""
     for event in _without_waiting(history):
         kept = {key: value for key, value in event.items() if key not in ("where", "size_bytes", "seconds", "held_for")}
-        if event["event"] == "EngineRaised" or (event.get("error") and "vllm/" in event["where"]):
+        if event["event"] == "EngineRaised" or (event.get("error") and "vllm/" in (event.get("where") or "")):
             # vLLM's own words, and the stand-in's.
             kept["error"] = event["error"].partition(":")[0]
         if event["event"] == "Leaked":
             kept.pop("detail", None)
+        if event["event"] == "StatisticsRead":
+            # What msgpack's encoder refuses is refused in vLLM's words or in the stand-in's.
+            kept["problems"] = [[*rest, text.partition(" raised ")[0]] for *rest, text in event["problems"]]
         yield masked(json.dumps(kept, sort_keys=True))
 
 

@@ -170,6 +170,10 @@ def _compare_verdicts(compared: Compared, real: Said, own: Said, absent: Sequenc
         untried = other == "none" and any(test == name for name, _ in lacking)
         if one != other and not untried and not (other == Verdict.NOT_APPLICABLE.value and (test, rule) in lacking):
             compared.add(rule, test, f"{one} on vllm, {other} on embedded")
+    for engine, verdicts in (("vllm", theirs), ("embedded", mine)):
+        for (test, rule), verdict in sorted(verdicts.items()):
+            if verdict == Verdict.KIT_ERROR.value:
+                compared.add("", test, f"{rule}: the kit itself failed on {engine}")
     compared.rules = {rule for _, rule in theirs}
     compared.verdicts = len(theirs)
 

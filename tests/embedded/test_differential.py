@@ -62,6 +62,30 @@ def test_a_verdict_that_comes_and_goes_on_one_engine_is_no_difference(monkeypatc
     assert [difference.text for difference in found.found] == ["pass on vllm, inconclusive on embedded"]
 
 
+def test_errors_of_the_kit_are_differences_on_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compared(monkeypatch, said("kit error"), said("kit error"), {}).found
+    assert [difference.text for difference in found] == [
+        "SAVE-05: the kit itself failed on vllm",
+        "SAVE-05: the kit itself failed on embedded",
+    ]
+
+
+def test_words_of_vllm_and_of_the_stand_in_are_no_difference() -> None:
+    def history(words: str, where: str | None) -> list[dict[str, Any]]:
+        return [
+            {"event": "HookCall", "engine": 1, "step": 1, "error": f"AssertionError: {words}", "where": where},
+            {"event": "Crossing", "engine": 1, "step": 1, "error": "PicklingError: a lock"},
+            {
+                "event": "StatisticsRead",
+                "problems": [["STAT-03", "a payload", f"encoding x raised TypeError: {words}"]],
+            },
+        ]
+
+    theirs, mine = "vllm/forward_context.py:1 in f", "standin/vllm/forward_context.py:2 in f"
+    assert list(events(history("a", theirs))) == list(events(history("b", mine)))
+    assert list(events(history("a", "vendor.py:1 in f"))) != list(events(history("b", "vendor.py:1 in f")))
+
+
 def test_another_history_is_a_difference_if_vllm_repeats_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     other = said(came={**RAN, "history": "2"})
     same = {"vllm": [result("a"), result("a")], "embedded": [result("b"), result("b")]}
