@@ -22,10 +22,10 @@ class Faults:
 
     faults: tuple[str, ...] = FAULTS
     answer: Any = 2
+    asked: list[tuple[str, int] | str]
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.asked: list[tuple[str, int] | str] = made.setdefault(id(type(self)), [])
 
     def damage(self, fault: Fault, every: int) -> Any:
         self.asked.append((fault, every))
@@ -35,13 +35,10 @@ class Faults:
         self.asked.append("mend")
 
 
-made: dict[int, list[tuple[str, int] | str]] = {}
-
-
 def store(**values: Any) -> tuple[HookedStore, list[tuple[str, int] | str]]:
     """A store of a class with these attributes, and what it was asked for."""
-    kind: Any = type("Theirs", (Faults,), values)
-    return HookedStore(kind, SETTING), made.setdefault(id(kind), [])
+    kind: Any = type("Theirs", (Faults,), {"asked": [], **values})
+    return HookedStore(kind, SETTING), kind.asked
 
 
 @pytest.mark.parametrize(
