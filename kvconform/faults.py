@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from kvconform.errors import UsageError
-from kvconform.target import parse_target
+from kvconform.target import Target, parse_target
 
 Fault = Literal["missing", "truncated", "failing", "silent", "unwritable"]
 
@@ -63,8 +63,8 @@ class StoreFaults(Protocol):
         """End "failing", "silent" and "unwritable"; what is gone stays so. Called after every scenario with a fault."""
 
 
-def find_faults(spec: str, directory: Path) -> None:
-    """Check what can be checked without importing the class.
+def find_faults(spec: str, directory: Path) -> Target:
+    """Where the class is; checked as far as that is possible without importing it.
 
     Raises:
         UsageError: malformed, no such module, file or class.
@@ -74,7 +74,7 @@ def find_faults(spec: str, directory: Path) -> None:
             f"faults = '{spec}' does not name a class: expected package.module:Class or path/to/file.py:Class."
         )
     try:
-        parse_target(spec, directory)
+        return parse_target(spec, directory)
     except UsageError as error:
         raise UsageError(f"faults = {error}") from error
 
@@ -89,8 +89,7 @@ def load_faults(spec: str, directory: Path) -> Callable[[Setting], StoreFaults]:
     Raises:
         UsageError: it cannot be imported, or is not of the shape of :class:`StoreFaults`.
     """
-    find_faults(spec, directory)
-    target = parse_target(spec, directory)
+    target = find_faults(spec, directory)
     assert target.module_path is not None
     if target.search_path is not None and str(target.search_path) not in sys.path:
         sys.path.insert(0, str(target.search_path))

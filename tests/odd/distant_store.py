@@ -55,7 +55,6 @@ class DistantStoreFaults:
 
     def __init__(self, setting: Setting) -> None:
         self._path = Path(setting.extra_config["path"])
-        self._server = SERVERS[str(self._path)]
         kinds = (FileStoreConnector, AsyncFileStoreConnector)
         assert all(isinstance(connector, kinds) for connector in setting.connectors())
 
@@ -64,13 +63,14 @@ class DistantStoreFaults:
         if fault == "missing":
             for path in entries:
                 path.unlink()
-        self._server.silent |= fault == "silent"
-        self._server.failing |= fault == "failing"
-        self._server.refusing |= fault == "unwritable"
+        server = SERVERS[str(self._path)]
+        server.silent |= fault == "silent"
+        server.failing |= fault == "failing"
+        server.refusing |= fault == "unwritable"
         return len(entries)
 
     def mend(self) -> None:
-        SERVERS[str(self._path)].__init__()  # type: ignore[misc]
+        SERVERS[str(self._path)] = Server()
 
 
 class _Worker(WorkerSide):
