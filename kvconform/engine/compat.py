@@ -27,6 +27,12 @@ def release() -> Version:
     return Version(Version(vllm.__version__).base_version)
 
 
+@cache
+def at_least(oldest: str) -> bool:
+    """Whether the imported vLLM is that release or a later one."""
+    return release() >= Version(oldest)
+
+
 def get_kv_cache_configs(
     vllm_config: VllmConfig, specs: list[dict[str, KVCacheSpec]], available_bytes: list[int]
 ) -> list[KVCacheConfig]:
@@ -35,7 +41,7 @@ def get_kv_cache_configs(
     Moved from vllm/v1/core/kv_cache_utils.py to kv_cache_planning.py in 0.33.0, where the groups are planned first and
     handed in (EngineCore._initialize_kv_caches).
     """
-    if release() >= Version("0.33.0"):
+    if at_least("0.33.0"):
         planning = importlib.import_module("vllm.v1.core.kv_cache_planning")
         groups = planning.get_global_kv_cache_groups(vllm_config, specs)
         vllm_config.adjust_dcp_kv_cache_interleave_size(groups)
@@ -48,7 +54,7 @@ def get_kv_cache_configs(
 
 def get_kv_cache_config_from_groups(vllm_config: VllmConfig, groups: list[Any], available_bytes: int) -> KVCacheConfig:
     """A config for groups that the caller chose (same move in 0.33.0)."""
-    module = "kv_cache_planning" if release() >= Version("0.33.0") else "kv_cache_utils"
+    module = "kv_cache_planning" if at_least("0.33.0") else "kv_cache_utils"
     planning = importlib.import_module(f"vllm.v1.core.{module}")
     config: KVCacheConfig = planning.get_kv_cache_config_from_groups(vllm_config, groups, available_bytes)
     return config
@@ -99,9 +105,9 @@ def v2_pre_forward(
     active: Any, output: SchedulerOutput, input_batch: Any, attn_metadata: Mapping[str, Any] | None
 ) -> None:
     """``ActiveKVConnector.pre_forward``: keyword arguments until 0.31.0, the batch and its metadata from 0.32.0 on."""
-    if release() >= Version("0.32.0"):
+    if at_least("0.32.0"):
         active.pre_forward(output, input_batch, attn_metadata)
-    elif release() >= Version("0.30.0") and input_batch is not None:
+    elif at_least("0.30.0") and input_batch is not None:
         active.pre_forward(
             output,
             scheduler_output=output,
@@ -119,7 +125,7 @@ def v2_post_forward(active: Any, finished_req_ids: set[str], drafts: bool) -> An
     From 0.33.0 on, as long as before under the V1 runner, a step with a draft model ends (``wait_for_save``,
     ``clear_connector_metadata``) once that model has run as well (vllm/v1/worker/gpu/model_runner.py, sample_tokens).
     """
-    if not drafts or release() < Version("0.33.0"):
+    if not drafts or not at_least("0.33.0"):
         return active.post_forward(finished_req_ids)
     output = active.post_forward(finished_req_ids, defer_finalize=True)
     active.finalize_step()

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from kvconform.engine.records import record
+
 Role = Literal["scheduler", "worker"]
 
 #: What ends a request: the second one with SupportsHMA (Scheduler._connector_finished, 0.32.0).
 FINISH_HOOKS = ("request_finished", "request_finished_all_groups")
 
 
-@dataclass(frozen=True)
+@record
 class Event:
     """When: the engine's number in this history and its step, counted from 1 (0 is start-up)."""
 
@@ -24,7 +26,7 @@ class Event:
     step: int
 
 
-@dataclass(frozen=True)
+@record
 class HookCall(Event):
     """The engine called a hook. ``error`` is "Type: message" if it raised, ``where`` the raising line.
 
@@ -40,14 +42,14 @@ class HookCall(Event):
     rank: int = 0
 
 
-@dataclass(frozen=True)
+@record
 class ChildCall(Event):
     """MultiConnector called a hook of the connector under test, which is one of its children."""
 
     call: HookCall
 
 
-@dataclass(frozen=True)
+@record
 class EngineStarted(Event):
     """An engine is up: tokens per block of each KV cache group, and what it does when a load fails.
 
@@ -62,7 +64,7 @@ class EngineStarted(Event):
     cache: str = ""
 
 
-@dataclass(frozen=True)
+@record
 class DivergentHit(Event):
     """The local prefix cache was searched for a request, and full attention found more than the recurrent groups.
 
@@ -74,7 +76,7 @@ class DivergentHit(Event):
     tokens: int
 
 
-@dataclass(frozen=True)
+@record
 class CacheReset(Event):
     """The local prefix cache was reset, or could not be; ``idle`` tells that no request was left.
 
@@ -89,7 +91,7 @@ class CacheReset(Event):
     inherits: bool = False
 
 
-@dataclass(frozen=True)
+@record
 class StoreBroken(Event):
     """The scenario broke stored data, or made writes fail or reads wait for ever, or mended that.
 
@@ -101,7 +103,7 @@ class StoreBroken(Event):
     files: int
 
 
-@dataclass(frozen=True)
+@record
 class HeldBack(Event):
     """A worker's hooks were called while the device was made slow.
 
@@ -116,7 +118,7 @@ class HeldBack(Event):
     rank: int = 0
 
 
-@dataclass(frozen=True)
+@record
 class Scheduled(Event):
     """One schedule(): per request the computed tokens before the step and the tokens of the step."""
 
@@ -129,7 +131,7 @@ class Scheduled(Event):
     sync_loads: bool = False
 
 
-@dataclass(frozen=True)
+@record
 class Compared(Event):
     """Slots of a request that were compared with the oracle before the forward read them, summed over layers."""
 
@@ -149,7 +151,7 @@ class Held:
     what: str
 
 
-@dataclass(frozen=True)
+@record
 class WrongBytes(Event):
     """A slot that the engine believes to be computed holds other bytes than the oracle's.
 
@@ -169,7 +171,7 @@ class WrongBytes(Event):
     held: tuple[Held, ...] = ()
 
 
-@dataclass(frozen=True)
+@record
 class BlockTable(Event):
     """A request with wrong slots, at a forward or when its load was reported as complete: block ids per KV cache group.
 
@@ -187,7 +189,7 @@ class BlockTable(Event):
     rank: int = 0
 
 
-@dataclass(frozen=True)
+@record
 class Stray(Event):
     """The connector wrote where it must not: ``block`` -1 is the guard behind the last view, 0 the null block.
 
@@ -206,7 +208,7 @@ class Stray(Event):
     barred: bool = False
 
 
-@dataclass(frozen=True)
+@record
 class Arrived(Event):
     """An asynchronous load was reported as complete; its slots were compared with the oracle at once.
 
@@ -226,7 +228,7 @@ class Arrived(Event):
     held: tuple[Held, ...] = ()
 
 
-@dataclass(frozen=True)
+@record
 class Tokens(Event):
     """What the engine delivered for a request in this step, and how the request ended if it did."""
 
@@ -235,7 +237,7 @@ class Tokens(Event):
     finish_reason: str | None
 
 
-@dataclass(frozen=True)
+@record
 class ProgramAction(Event):
     """The scenario did something: added or aborted a request, dropped the local prefix cache, restarted the engine."""
 
@@ -243,7 +245,7 @@ class ProgramAction(Event):
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@record
 class EngineRaised(Event):
     """vLLM's own code raised; ``cause_hook`` is the connector hook that raised, if the error came out of one.
 
@@ -257,26 +259,26 @@ class EngineRaised(Event):
     stumbled: bool = False
 
 
-@dataclass(frozen=True)
+@record
 class ForwardFailed(Event):
     """The scenario made a forward raise, which ends an engine; no fault of the connector."""
 
 
-@dataclass(frozen=True)
+@record
 class Unsimulated(Event):
     """The connector asked for ``what``, which the kit can't give it; this engine shows nothing more."""
 
     what: str
 
 
-@dataclass(frozen=True)
+@record
 class ReportsMerged(Event):
     """Copies of two workers' metadata were aggregated in both orders; ``problem`` is what was wrong with that."""
 
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@record
 class ReportTested(Event):
     """A worker's statistics, events or metadata were tested for truth; ``lost`` is what a false one carries."""
 
@@ -285,7 +287,7 @@ class ReportTested(Event):
     lost: str = ""
 
 
-@dataclass(frozen=True)
+@record
 class MetadataBound(Event):
     """What has_connector_metadata answered right after ``hook``, which binds or clears metadata."""
 
@@ -293,14 +295,14 @@ class MetadataBound(Event):
     answer: str
 
 
-@dataclass(frozen=True)
+@record
 class BlockStateKept(Event):
     """kv_connector_block_state was alive after build_connector_meta had returned and the scheduler had dropped it."""
 
     where: str
 
 
-@dataclass(frozen=True)
+@record
 class NeverIdle(Event):
     """The engine still had work after ``limit`` steps and ``seconds`` of them without work: these never ended."""
 
@@ -316,7 +318,7 @@ class NeverIdle(Event):
         return f"{self.limit} steps and {self.seconds:g} s (setting: transfer_timeout)"
 
 
-@dataclass(frozen=True)
+@record
 class Outlasted(Event):
     """The engine was stepped until it was idle, or for as long as its connector may wait for a peer.
 
@@ -332,7 +334,7 @@ class Outlasted(Event):
     held_for: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@record
 class Leaked(Event):
     """Something the scheduler still holds although every request has ended."""
 
@@ -340,7 +342,7 @@ class Leaked(Event):
     detail: str
 
 
-@dataclass(frozen=True)
+@record
 class Audited(Event):
     """The end audit ran: how many blocks are free of how many usable ones."""
 
@@ -348,7 +350,7 @@ class Audited(Event):
     usable_blocks: int
 
 
-@dataclass(frozen=True)
+@record
 class Crossing(Event):
     """Something that crosses the process boundary in a real engine was put through real serialisation."""
 
@@ -357,7 +359,7 @@ class Crossing(Event):
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@record
 class BorrowedChanged(Event):
     """A scheduler-role hook changed what is the engine's; ``what`` is "request or block", "scheduler output" or
     "returned parameters", which are the engine's from then on.
@@ -368,14 +370,14 @@ class BorrowedChanged(Event):
     changes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@record
 class MetadataHeld(Event):
     """A step was scheduled while the metadata of the one before was kept: what was taken out of it or replaced."""
 
     changes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@record
 class ForeignState(Event):
     """A hook raised for want of something that only the other role has."""
 
@@ -384,7 +386,7 @@ class ForeignState(Event):
     state: str
 
 
-@dataclass(frozen=True)
+@record
 class TransferParams(Event):
     """A finished request's kv_transfer_params, and what in them is no JSON value."""
 
@@ -392,14 +394,14 @@ class TransferParams(Event):
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@record
 class RolesInspected(Event):
     """Both instances of an idle engine were searched for objects of the other side: where there were any."""
 
     found: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@record
 class EndedIdsHeld(Event):
     """An idle engine's instances were searched for ids of requests that have ended: those that they still hold."""
 
@@ -407,7 +409,7 @@ class EndedIdsHeld(Event):
     held: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@record
 class MetricsObserved(Event):
     """Prometheus metrics were built by the class and given ``payloads``, as they left the scheduler."""
 
@@ -415,7 +417,7 @@ class MetricsObserved(Event):
     problems: tuple[tuple[str, str, str], ...] = ()
 
 
-@dataclass(frozen=True)
+@record
 class StatisticsTaken(Event):
     """A role handed out statistics, with something in them if ``filled``; copies were merged, reduced and reset.
 
@@ -427,14 +429,14 @@ class StatisticsTaken(Event):
     problems: tuple[tuple[str, str, str], ...] = ()
 
 
-@dataclass(frozen=True)
+@record
 class StatisticsRead(Event):
     """A payload of statistics was put through msgpack, rebuilt by the class, merged and logged, as in the front-end."""
 
     problems: tuple[tuple[str, str, str], ...] = ()
 
 
-@dataclass(frozen=True)
+@record
 class EventsPublished(Event):
     """The scheduler published a batch of KV cache events: blocks said to be stored and removed, and what is wrong."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from kvconform.engine.history import FINISH_HOOKS, ChildCall, Event, HookCall, Role
@@ -65,6 +65,12 @@ WORKER_HOOKS: tuple[str, ...] = (
 )
 
 
+# What the worker role is asked for beside transfers; nobody looks around its other hooks, called for every layer.
+_REPORTS = frozenset({"get_kv_connector_stats", "get_kv_connector_kv_cache_events"})
+# From these a watch knows which requests there are.
+_LIVES = frozenset({"on_new_request", *FINISH_HOOKS})
+
+
 class HookRaised:
     """The exception that left a hook last, so that the engine's own failure can name its cause."""
 
@@ -74,13 +80,13 @@ class HookRaised:
 
 
 class HookWatch(Protocol):
-    """Looks at the world around a hook call."""
+    """Looks at the world around a hook that is the connector's own and not the base class's, or one of ``_LIVES``."""
 
     def enter(self, role: Role, hook: str, step: int, args: tuple[Any, ...]) -> None:
-        """Before the hook."""
+        """Before a scheduler-role hook, and a worker-role one of those in ``_REPORTS``."""
 
     def leave(self, role: Role, hook: str, args: tuple[Any, ...], result: Any) -> None:
-        """After the hook has returned."""
+        """After such a hook has returned."""
 
     def raised(self, role: Role, hook: str, error: BaseException) -> None:
         """After the hook has raised."""
@@ -137,25 +143,31 @@ class Recorder:
             recorder.attach(connector._connectors[index], role, rank)
 
     def _recording(self, original: Callable[..., Any], hook: str, role: Role, rank: int) -> Callable[..., Any]:
+        describe = _ARGUMENTS.get(hook)
+        # What a connector leaves to the base class is vLLM's own, and touches nothing; but lives begin and end there.
+        foreign = hook in _LIVES or not _of_base_class(original, hook)
+        watched = foreign and (role == "scheduler" or hook in _REPORTS)
+
         def recorded(*args: Any, **kwargs: Any) -> Any:
             # Essentials are taken before the call: the engine's arguments are live objects.
-            essentials = describe_arguments(hook, args, kwargs)
+            essentials = {} if describe is None else describe(*args, **kwargs)
             engine, step = self.clock()
-            watch = self.watch
+            watch = self.watch if watched else None
             if watch is not None:
                 watch.enter(role, hook, step, args)
             try:
                 result = original(*args, **kwargs)
             except Exception as error:
-                if watch is not None:
-                    watch.raised(role, hook, error)
+                if foreign and self.watch is not None:
+                    self.watch.raised(role, hook, error)
                 # A hook that the base class calls from another one is the cause, not the one around it.
                 if self.raised.error is not error:
                     self.raised.hook, self.raised.error = hook, error
                 text, where = describe_error(error)
                 self.history.add(HookCall(engine, step, role, hook, essentials, None, text, where, rank))
                 raise
-            self.history.add(HookCall(engine, step, role, hook, essentials, describe_result(hook, result), rank=rank))
+            described = None if result is None else describe_result(hook, result)
+            self.history.add(HookCall(engine, step, role, hook, essentials, described, None, None, rank))
             if watch is not None:
                 watch.leave(role, hook, args, result)
             if hook in self.after:
@@ -165,6 +177,13 @@ class Recorder:
         recorded.__name__ = hook
         recorded.__wrapped__ = original  # type: ignore[attr-defined]
         return recorded
+
+
+def _of_base_class(original: Callable[..., Any], hook: str) -> bool:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+    function = getattr(original, "__func__", None)
+    return function is not None and function is getattr(KVConnectorBase_V1, hook, None)
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:
@@ -197,58 +216,92 @@ def _short(filename: str) -> str:
     return filename
 
 
-def describe_arguments(hook: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The essentials of a call as plain data."""
-    if hook in ("on_new_request", "get_loaded_kv_cache_group_ids"):
-        return {"request": args[0].request_id}
-    if hook == "get_num_new_matched_tokens":
-        request, computed = args
-        return {"request": request.request_id, "num_computed_tokens": computed, "num_tokens": request.num_tokens}
-    if hook == "update_state_after_alloc":
-        request, blocks, external = args
-        return {
-            "request": request.request_id,
-            "block_ids": _groups(blocks.get_block_ids()),
-            "num_external_tokens": external,
-        }
-    if hook in FINISH_HOOKS:
-        request, block_ids = args[:2]
-        return {"request": request.request_id, "status": request.status.name, "block_ids": _groups(block_ids)}
-    if hook in ("get_finished", "get_transfer_results"):
-        return {"finished_req_ids": sorted(args[0])}
-    if hook in ("wait_for_layer_load", "save_kv_layer"):
-        return {"layer": args[0]}
-    if hook == "start_load_kv":
-        return {"attn_metadata": getattr(args[0], "attn_metadata", None) is not None, "keywords": sorted(kwargs)}
-    if hook in ("set_xfer_handshake_metadata", "set_xfer_handshake_metadata_pp_aware"):
-        return {
-            "ranks": sorted(map(str, args[0])),
-            "classes": sorted({type(each).__name__ for each in args[0].values()}),
-        }
-    if hook == "register_kv_caches":
-        return {"layers": sorted(args[0])}
-    if hook == "build_connector_meta":
-        return _step(args[0])
-    if hook == "update_connector_output":
-        return {
-            "finished_sending": sorted(args[0].finished_sending or ()),
-            "finished_recving": sorted(args[0].finished_recving or ()),
-            "invalid_block_ids": sorted(args[0].invalid_block_ids),
-        }
-    return {}
+def _of_request(request: Any, *_: Any, **__: Any) -> dict[str, Any]:
+    return {"request": request.request_id}
 
 
-def _step(output: Any) -> dict[str, Any]:
-    """A SchedulerOutput: its requests, and those of the running ones that get no new block (``new_block_ids`` None)."""
-    cached = output.scheduled_cached_reqs
+def _of_match(request: Any, num_computed_tokens: int) -> dict[str, Any]:
     return {
-        "scheduled": dict(output.num_scheduled_tokens),
-        "new": {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs},
+        "request": request.request_id,
+        "num_computed_tokens": num_computed_tokens,
+        "num_tokens": request.num_tokens,
+    }
+
+
+def _of_allocation(request: Any, blocks: Any, num_external_tokens: int) -> dict[str, Any]:
+    return {
+        "request": request.request_id,
+        "block_ids": _groups(blocks.get_block_ids()),
+        "num_external_tokens": num_external_tokens,
+    }
+
+
+def _of_end(request: Any, block_ids: Any, *_: Any, **__: Any) -> dict[str, Any]:
+    return {"request": request.request_id, "status": request.status.name, "block_ids": _groups(block_ids)}
+
+
+def _of_completions(finished_req_ids: Any, *_: Any, **__: Any) -> dict[str, Any]:
+    return {"finished_req_ids": sorted(finished_req_ids)}
+
+
+def _of_layer(layer_name: str, *_: Any, **__: Any) -> dict[str, Any]:
+    return {"layer": layer_name}
+
+
+def _of_load(forward_context: Any, **keywords: Any) -> dict[str, Any]:
+    return {"attn_metadata": getattr(forward_context, "attn_metadata", None) is not None, "keywords": sorted(keywords)}
+
+
+def _of_handshake(metadata: Any, *_: Any, **__: Any) -> dict[str, Any]:
+    return {
+        "ranks": sorted(map(str, metadata)),
+        "classes": sorted({type(each).__name__ for each in metadata.values()}),
+    }
+
+
+def _of_registration(kv_caches: Any, *_: Any, **__: Any) -> dict[str, Any]:
+    return {"layers": sorted(kv_caches)}
+
+
+def _of_reports(connector_output: Any) -> dict[str, Any]:
+    return {
+        "finished_sending": sorted(connector_output.finished_sending or ()),
+        "finished_recving": sorted(connector_output.finished_recving or ()),
+        "invalid_block_ids": sorted(connector_output.invalid_block_ids),
+    }
+
+
+def _of_step(scheduler_output: Any) -> dict[str, Any]:
+    """Its requests, and those of the running ones that get no new block (``new_block_ids`` None)."""
+    cached = scheduler_output.scheduled_cached_reqs
+    return {
+        "scheduled": dict(scheduler_output.num_scheduled_tokens),
+        "new": {new.req_id: new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs},
         "resumed": sorted(cached.resumed_req_ids),
         "no_new_blocks": [r for r, ids in zip(cached.req_ids, cached.new_block_ids, strict=True) if ids is None],
-        "preempted": sorted(output.preempted_req_ids or ()),
-        "finished": sorted(output.finished_req_ids),
+        "preempted": sorted(scheduler_output.preempted_req_ids or ()),
+        "finished": sorted(scheduler_output.finished_req_ids),
     }
+
+
+# The essentials of a call as plain data, by hook; of the others' arguments nothing is kept.
+_ARGUMENTS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "on_new_request": _of_request,
+    "get_loaded_kv_cache_group_ids": _of_request,
+    "get_num_new_matched_tokens": _of_match,
+    "update_state_after_alloc": _of_allocation,
+    **dict.fromkeys(FINISH_HOOKS, _of_end),
+    "get_finished": _of_completions,
+    "get_transfer_results": _of_completions,
+    "wait_for_layer_load": _of_layer,
+    "save_kv_layer": _of_layer,
+    "start_load_kv": _of_load,
+    "set_xfer_handshake_metadata": _of_handshake,
+    "set_xfer_handshake_metadata_pp_aware": _of_handshake,
+    "register_kv_caches": _of_registration,
+    "build_connector_meta": _of_step,
+    "update_connector_output": _of_reports,
+}
 
 
 def _groups(block_ids: Any) -> Any:

@@ -34,18 +34,26 @@ class ObjectState:
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     """A copy that shares nothing mutable with ``value``; what can't be looked into is stood for by its type's name."""
     exact = type(value)
-    # By far the most common ones first.
+    # By far the most common ones first. Containers are copied before they are walked through: a thread of the connector
+    # may be at work on them.
     if exact in _ATOMS:
         return value
-    if depth and exact is list:
-        return [item if type(item) in _ATOMS else plain(item, depth - 1) for item in list(value)]
+    if depth:
+        if exact is list or exact is tuple:
+            return [item if type(item) in _ATOMS else plain(item, depth - 1) for item in list(value)]
+        if exact is dict:
+            return {
+                key if type(key) in _ATOMS else _key(key): item if type(item) in _ATOMS else plain(item, depth - 1)
+                for key, item in list(value.items())
+            }
+        if exact is set or exact is frozenset:
+            return frozenset([item if type(item) in _ATOMS else _key(item) for item in list(value)])
     sort, kind, slots = _kind(exact)  # type: ignore[arg-type]  # a class is hashable
     if sort == "atom":
         return value
     if depth == 0:
         return kind
     if sort == "mapping":
-        # Containers are copied first: a thread of the connector may be at work on them.
         return {_key(key): plain(item, depth - 1) for key, item in list(value.items())}
     if sort == "sequence":
         return [plain(item, depth - 1) for item in list(value)]

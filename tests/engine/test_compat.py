@@ -159,7 +159,7 @@ def test_the_v2_wrapper_ends_a_step_behind_the_draft_model_from_0_33_0_on(
         return f"output after {finished}"
 
     active = SimpleNamespace(post_forward=post_forward, finalize_step=lambda: seen.append("finalize_step"))
-    monkeypatch.setattr(compat, "release", lambda: Version(release))
+    monkeypatch.setattr(compat, "at_least", lambda oldest: Version(release) >= Version(oldest))
     assert compat.v2_post_forward(active, {"a"}, drafts) == "output after {'a'}"
     assert seen == calls
 

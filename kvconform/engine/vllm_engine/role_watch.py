@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,10 +28,14 @@ from kvconform.kvcache.memory import KVMemory
 _POOL_METHODS = ("touch", "free_blocks", "get_new_blocks", "evict_blocks", "reset_prefix_cache", "cache_full_blocks")
 # The fields of SchedulerOutput that build_connector_meta may change (contract: META-01), and its own result.
 _OUTPUT_EXEMPT = frozenset({"new_block_ids_to_zero", "has_sync_kv_loads", "kv_connector_metadata"})
+_BLOCK_STATE = "kv_connector_block_state"
 # A request may be adapted before it is scheduled for the first time (contract: ROLE-14, notes).
 _ADAPTING = "on_new_request"
 _OBJECT_LIMIT = 20_000
 _BOUND = "bound connector metadata"
+# What belongs to the engine of a request, in the order of _BORROWED; kv_transfer_params belongs to the connector.
+_Borrowed = tuple[Any, int, list[Any], list[list[int]]]
+_BORROWED = ("status", "num_computed_tokens", "block_hashes", "block_table")
 
 
 class RoleWatch:
@@ -64,8 +69,8 @@ class RoleWatch:
         self._pool: Any = scheduler.kv_cache_manager.block_pool
         self._pool_calls = 0
         # A stack: a hook may call another one, as bind_kv_cache_manager does.
-        self._before: list[tuple[dict[str, Any], list[int], int]] = []
-        self._output: ObjectState | None = None
+        self._before: list[tuple[dict[str, _Borrowed], list[int], int]] = []
+        self._output: _OutputBefore | None = None
         self._held: tuple[Any, Any] | None = None
         self._ended: set[str] = set()
         # What request_finished returned, so that the same object can't come again under another id().
@@ -95,16 +100,18 @@ class RoleWatch:
             return
         self._before.append((self._requests(), self._references(), self._pool_calls))
         if hook == "build_connector_meta":
-            self._output = _output_fields(args[0])
+            self._output = _OutputBefore(args[0])
 
     def leave(self, role: Role, hook: str, args: tuple[Any, ...], result: Any) -> None:
         """Called after a hook that returned."""
         if role != "scheduler" or hook == _ADAPTING:
             return
         requests, references, pool_calls = self._before.pop()
-        changes = list(differences(requests, self._requests(), "requests"))
-        if self._pool_calls == pool_calls:
-            now = self._references()
+        requests_now = self._requests()
+        changes: list[str] = []
+        if requests_now != requests:
+            changes += differences(_named(requests), _named(requests_now), "requests")
+        if self._pool_calls == pool_calls and (now := self._references()) != references:
             changes += [
                 f"the reference count of block {block}: {old} became {new}"
                 for block, (old, new) in enumerate(zip(references, now, strict=True))
@@ -112,7 +119,7 @@ class RoleWatch:
             ]
         self._note(hook, "request or block", changes)
         if hook == "build_connector_meta" and self._output is not None:
-            self._note(hook, "scheduler output", list(differences(self._output, _output_fields(args[0]), "output")))
+            self._note(hook, "scheduler output", self._output.differences(args[0]))
             self._compare_held()
             self._held = (result, plain(result))
         if hook in FINISH_HOOKS:
@@ -135,16 +142,16 @@ class RoleWatch:
         if changes:
             self._history.add(BorrowedChanged(self._number, self._step, hook, what, tuple(changes)))
 
-    def _requests(self) -> dict[str, Any]:
-        """What belongs to the engine of every live request; kv_transfer_params belongs to the connector."""
+    def _requests(self) -> dict[str, _Borrowed]:
+        # Taken around every hook: tuples, so that no more is made than is needed where nothing has changed.
         manager = self._scheduler.kv_cache_manager
         return {
-            request_id: {
-                "status": request.status,
-                "num_computed_tokens": request.num_computed_tokens,
-                "block_hashes": list(request.block_hashes),
-                "block_table": [list(group) for group in manager.get_block_ids(request_id)],
-            }
+            request_id: (
+                request.status,
+                request.num_computed_tokens,
+                list(request.block_hashes),
+                [[block.block_id for block in group] for group in manager.get_blocks(request_id).blocks],
+            )
             for request_id, request in self._scheduler.requests.items()
         }
 
@@ -201,9 +208,53 @@ class RoleWatch:
         self._history.add(EndedIdsHeld(self._number, self._step, len(self._ended), ended))
 
 
-def _output_fields(output: Any) -> ObjectState:
-    fields = {name: plain(value) for name, value in vars(output).items() if name not in _OUTPUT_EXEMPT}
-    return ObjectState("SchedulerOutput", fields)
+def _named(requests: Mapping[str, _Borrowed]) -> dict[str, Any]:
+    return {request_id: dict(zip(_BORROWED, values, strict=True)) for request_id, values in requests.items()}
+
+
+class _OutputBefore:
+    """A SchedulerOutput as it was handed out, to be compared with what it is later.
+
+    Pickled, as vLLM pickles it for the workers: that takes a fraction of the time in which Python copies it, and every
+    step is looked at. What the copy says is only asked where the bytes differ.
+    """
+
+    def __init__(self, output: Any) -> None:
+        fields = _lent(output)
+        # Lent for the time of the hook, with a method of the scheduler's in it: no pickler takes that.
+        self._state = plain(fields.pop(_BLOCK_STATE, None))
+        self._pickled = _pickled(fields)
+        self._copy = _copied(fields) if self._pickled is None else {}
+
+    def differences(self, output: Any) -> list[str]:
+        """What is different now, in words."""
+        fields = _lent(output)
+        found = list(differences(self._state, plain(fields.pop(_BLOCK_STATE, None)), f"output.{_BLOCK_STATE}"))
+        if self._pickled is None:
+            return found + _changes(self._copy, _copied(fields))
+        if self._pickled != _pickled(fields):
+            return found + _changes(_copied(pickle.loads(self._pickled)), _copied(fields))
+        return found
+
+
+def _lent(output: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(output).items() if name not in _OUTPUT_EXEMPT}
+
+
+def _pickled(fields: dict[str, Any]) -> bytes | None:
+    """None for what cannot be pickled, as a defect of the connector's may be why."""
+    try:
+        return pickle.dumps(fields, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return None
+
+
+def _copied(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: plain(value) for name, value in fields.items()}
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return list(differences(ObjectState("", before), ObjectState("", after), "output"))
 
 
 def _foreign_state(error: BaseException, own: Any, other: Any) -> str | None:
