@@ -7,7 +7,7 @@ shadow at a checkpoint was written by the connector (or by one of its threads) s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kvconform.kvcache.comparison import BytePair, same_bytes, widest
+from kvconform.kvcache.head_rows import HeadRows, as_tensor, of_tensor
 from kvconform.kvcache.oracle import PageContent, expand, poison_of_blocks
 from kvconform.kvcache.placing import to_device
 
@@ -43,6 +45,11 @@ class LayerMemory:
     content: PageContent
     bytes: torch.Tensor
     recurrent: bool = False
+    #: The layers whose slots lie at the same places, counted from each one's first byte, this one included: their
+    #: number among the layouts of this memory, their names in order, and the place of this one among them.
+    layout: int = 0
+    alike: tuple[str, ...] = ()
+    place: int = 0
 
     @property
     def slots_per_block(self) -> int:
@@ -57,13 +64,20 @@ class LayerMemory:
 
     def slots(self, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Slots:
         """Manager block ids and token offsets -> kernel block ids and offsets, on the cache's device."""
+        blocks, offsets = self.kernel_places(blocks, offsets)
+        return to_device(blocks, self.bytes.device), to_device(offsets, self.bytes.device)
+
+    def kernel_places(
+        self, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Manager block ids and token offsets -> kernel block ids and offsets."""
         ratio = self.kernel_blocks_per_block
         if self.recurrent:
             offsets = np.zeros_like(offsets)
         elif ratio > 1:
             tokens = self.block_size // ratio
             blocks, offsets = blocks * ratio + offsets // tokens, offsets % tokens
-        return to_device(blocks, self.bytes.device), to_device(offsets, self.bytes.device)
+        return blocks, offsets
 
     @cached_property
     def words(self) -> torch.Tensor:
@@ -71,7 +85,7 @@ class LayerMemory:
 
         Moving and comparing eight bytes at a time costs an eighth of the work per element.
         """
-        return _widest(self.bytes)
+        return widest(self.bytes)
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,7 @@ class KVMemory:
         for group_id, group in enumerate(config.kv_cache_groups):
             for name in group.layer_names:
                 self.layers[name] = _layer_memory(name, group_id, group.kv_cache_spec, views[name], config)
+        _find_alike(self.layers)
         storage = next(iter(views.values())).untyped_storage()
         self.raw = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         self._guard_bytes = guard_bytes
@@ -120,7 +135,9 @@ class KVMemory:
         #: Always the same tensor, so that views of it can be kept.
         self.shadow = self.raw.clone()
         self._shadow_views = {name: _like(layer.bytes, self.shadow) for name, layer in self.layers.items()}
-        self._words = _widest(self.raw), _widest(self.shadow)
+        self._pair = BytePair(self.raw, self.shadow)
+        #: How a layer's slots are moved in host memory; None where that takes torch.
+        self.head_rows = {name: HeadRows.of(layer.bytes, self.raw, self.shadow) for name, layer in self.layers.items()}
 
     # -- the engine's own accesses ---------------------------------------------------------------------------------
 
@@ -128,7 +145,11 @@ class KVMemory:
         self, layer: str, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], content: torch.Tensor
     ) -> None:
         """Write ``content`` [T, heads, content bytes] to T slots, in the memory and in the shadow."""
-        self.put(layer, self.layers[layer].slots(blocks, offsets), content)
+        memory, heads = self.layers[layer], self.head_rows[layer]
+        if heads is None:
+            self.put(layer, memory.slots(blocks, offsets), content)
+        else:
+            heads.put(heads.index(*memory.kernel_places(blocks, offsets)), of_tensor(content))
 
     def put(self, layer: str, slots: Slots, content: torch.Tensor) -> None:
         """:meth:`write` to slots that are on the device already."""
@@ -139,7 +160,10 @@ class KVMemory:
 
     def read(self, layer: str, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> torch.Tensor:
         """The bytes of T slots, [T, heads, content bytes]."""
-        return self.get(layer, self.layers[layer].slots(blocks, offsets))
+        memory, heads = self.layers[layer], self.head_rows[layer]
+        if heads is None:
+            return self.get(layer, memory.slots(blocks, offsets))
+        return as_tensor(heads.take(heads.index(*memory.kernel_places(blocks, offsets))))
 
     def get(self, layer: str, slots: Slots) -> torch.Tensor:
         """:meth:`read` of slots that are on the device already."""
@@ -167,11 +191,17 @@ class KVMemory:
         names = tuple(name for name, layer in self.layers.items() if layer.group == group)
         for block in blocks:
             self._life[block] += 1
-        self._write_poison(blocks, names)
         for name in names:
-            memory = self.layers[name]
-            rows = memory.rows(blocks)
-            self._shadow_view(memory)[rows] = memory.bytes[rows]
+            memory, heads = self.layers[name], self.head_rows[name]
+            if heads is None:
+                self._write_poison(blocks, (name,))
+                rows = memory.rows(blocks)
+                self._shadow_view(memory)[rows] = memory.bytes[rows]
+            else:
+                slots = memory.slots_per_block
+                offsets = np.tile(np.arange(slots), len(blocks))
+                places = memory.kernel_places(np.repeat(np.asarray(blocks, dtype=np.int64), slots), offsets)
+                heads.put(heads.index(*places), of_tensor(self._poison_of(blocks, memory)))
 
     def life(self, block: int) -> int:
         """How often this block was handed out anew."""
@@ -193,7 +223,7 @@ class KVMemory:
 
     def untouched(self) -> bool:
         """Whether nobody but the engine has written since the last audit; at the speed of the memory."""
-        return torch.equal(*self._words)
+        return self._pair.same()
 
     def _follow(self) -> torch.Tensor:
         """Take what was written into the shadow; a mark for each byte that changed, bool [bytes].
@@ -203,7 +233,7 @@ class KVMemory:
         changed = _no_marks(self.raw)
         for first in range(0, self.raw.numel(), PIECE):
             part = slice(first, first + PIECE)
-            if torch.equal(_widest(self.raw[part]), _widest(self.shadow[part])):
+            if same_bytes(self.raw[part], self.shadow[part]):
                 continue
             # A thread of the connector may be writing: judge one copy, and keep that copy as the new shadow.
             now = self.raw[part].clone()
@@ -261,31 +291,31 @@ class KVMemory:
     def _write_poison(self, blocks: list[int], names: tuple[str, ...]) -> None:
         for name in names:
             memory = self.layers[name]
-            lives = [(block, self._life[block]) for block in blocks]
-            seeds = poison_of_blocks(self.engine, lives, memory.slots_per_block, name)
-            content = expand(seeds, memory.content, self.raw.device)
+            content = self._poison_of(blocks, memory)
             tokens = memory.slots_per_block // memory.kernel_blocks_per_block
             memory.bytes[memory.rows(blocks)] = content.view(-1, tokens, *content.shape[1:]).transpose(1, 2)
+
+    def _poison_of(self, blocks: list[int], memory: LayerMemory) -> torch.Tensor:
+        """[slots of the blocks, heads, content bytes]."""
+        lives = [(block, self._life[block]) for block in blocks]
+        seeds = poison_of_blocks(self.engine, lives, memory.slots_per_block, memory.name)
+        return expand(seeds, memory.content, self.raw.device)
 
     def _shadow_view(self, memory: LayerMemory) -> torch.Tensor:
         return self._shadow_views[memory.name]
 
 
-def differing(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
-    """Which of T slots differ, bool [T]; None if none does, which is found out at the speed of the memory.
-
-    Args:
-        observed: [T, heads, content bytes], uint8.
-        expected: the same shape.
-    """
-    if torch.equal(_widest(observed), _widest(expected)):
-        return None
-    return differing_slots(observed, expected)
-
-
-def differing_slots(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """:func:`differing` where the host must not wait for the answer: always a tensor, on the device of both."""
-    return (observed != expected).reshape(len(observed), -1).any(dim=1)
+def _find_alike(layers: dict[str, LayerMemory]) -> None:
+    """Tell every layer which ones are laid out like it."""
+    layouts: dict[tuple[object, ...], list[LayerMemory]] = {}
+    for layer in layers.values():
+        shape, strides = layer.bytes.shape, layer.bytes.stride()
+        layout = (layer.group, layer.block_size, layer.kernel_blocks_per_block, layer.recurrent, shape, strides)
+        layouts.setdefault(layout, []).append(layer)
+    for number, alike in enumerate(layouts.values()):
+        names = tuple(layer.name for layer in alike)
+        for place, layer in enumerate(alike):
+            layers[layer.name] = replace(layer, layout=number, alike=names, place=place)
 
 
 def _no_marks(raw: torch.Tensor) -> torch.Tensor:
@@ -293,23 +323,6 @@ def _no_marks(raw: torch.Tensor) -> torch.Tensor:
     if raw.device.type == "cpu":
         return torch.from_numpy(np.zeros(raw.numel(), dtype=np.bool_))
     return torch.zeros(raw.numel(), dtype=torch.bool, device=raw.device)
-
-
-def _widest(view: torch.Tensor) -> torch.Tensor:
-    """A uint8 tensor as the widest integers that its last dimension and its alignment allow."""
-    *outer, last = view.stride()
-    if last == 1:
-        # One bit of every number that has to be a multiple: this is called for each comparison, small ones too.
-        places = view.shape[-1] | view.storage_offset()
-        for stride in outer:
-            places |= stride
-        if not places & 7:
-            return view.view(torch.int64)
-        if not places & 3:
-            return view.view(torch.int32)
-        if not places & 1:
-            return view.view(torch.int16)
-    return view
 
 
 def _like(view: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:

@@ -121,10 +121,20 @@ class TokenChain:
         factor, inverse = _powers(max(1024, 1 << (n - 1).bit_length()))
         return (np.cumsum(terms * inverse[:n]) + np.uint64(before)) * factor[1 : n + 1]
 
+    @property
+    def known(self) -> int:
+        """How many tokens there are by now; more follow when they are asked for."""
+        return len(self._tokens)
+
     def tokens(self, length: int) -> list[int]:
         """The first ``length`` token ids, generated ones included."""
         self._extend(length)
         return self._tokens[:length]
+
+    def between(self, start: int, stop: int) -> list[int]:
+        """The token ids of positions [start, stop)."""
+        self._extend(stop)
+        return self._tokens[start:stop]
 
     def chain(self, start: int, stop: int) -> U64:
         """Chain values of positions [start, stop)."""
@@ -184,8 +194,14 @@ def poison_seeds(engine: int, block: int, life: int, num_slots: int, layer: str)
 
 def poison_of_blocks(engine: int, lives: Sequence[tuple[int, int]], num_slots: int, layer: str) -> U64:
     """:func:`poison_seeds` of several (block, life), one behind the other."""
-    keys = np.array([key64("poison", engine, block, life, layer) for block, life in lives], dtype=np.uint64)
+    blocks, times = np.array(lives, dtype=np.uint64).reshape(-1, 2).T
+    keys = _mix(_mix(blocks + _poisoned(engine, layer)) + times)
     return _mix(keys[:, None] + np.arange(num_slots, dtype=np.uint64)).ravel()
+
+
+@lru_cache(maxsize=1024)
+def _poisoned(engine: int, layer: str) -> np.uint64:
+    return np.uint64(key64("poison", engine, layer))
 
 
 def expand(seeds: U64, content: PageContent, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -17,7 +17,7 @@ def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """
     if values.dtype == np.uint64:
         values = values.view(np.int64)
-    host = torch.from_numpy(np.ascontiguousarray(values))
+    host = torch.from_numpy(values if values.flags.c_contiguous else np.ascontiguousarray(values))
     if device.type == "cpu":
         return host
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

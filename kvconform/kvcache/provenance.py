@@ -49,15 +49,21 @@ class Provenance:
 
     ranks: tuple[int, ...] = (0,)
     _known: dict[tuple[str, tuple[int, ...], Identity, int], _Known] = field(default_factory=dict)
+    #: The same by id, as every step asks: hashing a prompt costs more than all the rest.
+    _seen: dict[tuple[str, int, int], tuple[TokenChain, _Known]] = field(default_factory=dict)
     _memories: list[tuple[KVMemory, str]] = field(default_factory=list)
     _index: dict[tuple[int, bytes], tuple[Origin, int]] = field(default_factory=dict)
     _indexed: tuple[int, ...] = ()
 
     def know(self, label: str, chain: TokenChain, length: int, taint: int = 0) -> None:
         """``label``'s slots [0, length) were (or will be) computed, with ``taint`` on top of wrong KV."""
-        # A label alone is not enough: a second engine or a client may use a request id again for another prompt.
-        known = self._known.setdefault((label, chain.prompt, chain.identity, taint), _Known(chain, 0, taint))
-        known.length = max(known.length, length)
+        seen = self._seen.get((label, id(chain), taint))
+        if seen is None:
+            # A label alone is not enough: a second engine or a client may use a request id again for another prompt.
+            known = self._known.setdefault((label, chain.prompt, chain.identity, taint), _Known(chain, 0, taint))
+            # With the chain, so that no other one can come by its id.
+            seen = self._seen[label, id(chain), taint] = chain, known
+        seen[1].length = max(seen[1].length, length)
 
     def know_memory(self, memory: KVMemory, label: str) -> None:
         """Another engine's memory, whose poison may turn up."""

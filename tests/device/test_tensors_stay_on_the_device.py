@@ -24,7 +24,10 @@ from kvconform.engine.vllm_engine.configuration import build_vllm_config
 from kvconform.engine.vllm_engine.forward import LayerForward
 from kvconform.engine.vllm_engine.held_forward import HeldForward
 from kvconform.engine.vllm_engine.rows import ScheduledRequest
+from kvconform.kvcache import comparison
 from kvconform.kvcache.build import GUARD_BYTES, allocate, plan_kv_cache
+from kvconform.kvcache.head_rows import HeadRows
+from kvconform.kvcache.kept_contents import KeptContents
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import PageContent, TokenChain, expand, expand_tensor
 from kvconform.kvcache.provenance import Provenance
@@ -97,8 +100,15 @@ def memory_on(device: str, shape: KVCacheShape) -> KVMemory:
     return KVMemory(views, config, 1, GUARD_BYTES)
 
 
+def memory_as_on_a_device(shape: KVCacheShape, monkeypatch: pytest.MonkeyPatch) -> KVMemory:
+    """In host memory, but nothing of what is quicker there is used."""
+    monkeypatch.setattr(comparison, "_in_one_piece", lambda _: False)
+    monkeypatch.setattr(HeadRows, "of", lambda *_: None)
+    return memory_on("cpu", shape)
+
+
 def forward(kind: type[LayerForward], memory: KVMemory, chains: dict[str, TokenChain], **more: Any) -> LayerForward:
-    return kind(memory, Provenance(), chains, {}, {}, lambda _: None, lambda body: body, **more)
+    return kind(memory, Provenance(), chains, {}, {}, lambda _: None, lambda body: body, KeptContents(0), **more)
 
 
 SHAPES = [
@@ -145,8 +155,8 @@ def test_every_access_to_a_cache_on_a_device_stays_there(shape: KVCacheShape) ->
 
 
 @pytest.mark.usefixtures("vllm_cpu")
-def test_a_forward_takes_one_boolean_per_comparison_and_layer() -> None:
-    memory = memory_on("cpu", replace(SHAPES[0], num_blocks=6))
+def test_a_forward_takes_one_boolean_per_comparison_and_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_as_on_a_device(SHAPES[0], monkeypatch)
     # What "a" has computed by now.
     forward(LayerForward, memory, CHAINS).run_without_hooks([ScheduledRequest("a", [[2, 4, 1]], 0, 20)])
     run = forward(LayerForward, memory, CHAINS)
@@ -158,14 +168,17 @@ def test_a_forward_takes_one_boolean_per_comparison_and_layer() -> None:
 
 
 @pytest.mark.usefixtures("vllm_cpu")
-def test_a_forward_that_is_held_back_makes_the_host_wait_for_nothing() -> None:
-    memory = memory_on("cpu", replace(SHAPES[0], num_blocks=6))
+def test_a_forward_that_is_held_back_makes_the_host_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_as_on_a_device(SHAPES[0], monkeypatch)
     forward(LayerForward, memory, CHAINS).run_without_hooks([ScheduledRequest("a", [[2, 4, 1]], 0, 20)])
     work: DeviceWork = AtOnce()
     run = forward(HeldForward, memory, CHAINS, work=work, queued=lambda _: None)
     assert isinstance(run, HeldForward)
     run.prepare(STEP)
-    with Watch() as watch:
+    with Watch() as watch, monkeypatch.context() as patched:
+        # Page-locked memory is asked of the driver, which may wait for the device.
+        patched.setattr("kvconform.kvcache.memory.to_device", None)
+        patched.setattr("kvconform.kvcache.placing.to_device", None)
         run.run_without_hooks(STEP)
     assert (watch.homeless, watch.waits) == ({}, {})
     with Watch() as watch:
@@ -175,29 +188,60 @@ def test_a_forward_that_is_held_back_makes_the_host_wait_for_nothing() -> None:
 
 
 @pytest.mark.usefixtures("vllm_cpu")
-@pytest.mark.parametrize("kind", ["at once", "held back"])
-def test_wrong_slots_are_found_and_named_in_both_ways(kind: str) -> None:
-    memory = memory_on("cpu", replace(SHAPES[0], num_blocks=6))
+@pytest.mark.parametrize("kind", ["in host memory", "at once", "held back"])
+def test_wrong_slots_are_found_and_named_in_all_ways(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_on("cpu", SHAPES[0]) if kind == "in host memory" else memory_as_on_a_device(SHAPES[0], monkeypatch)
     forward(LayerForward, memory, CHAINS).run_without_hooks([ScheduledRequest("a", [[2, 4, 1]], 0, 20)])
     name = list(memory.layers)[1]
     memory.layers[name].bytes[4, 0, 1, 0] ^= 1
-    if kind == "at once":
-        run = forward(LayerForward, memory, CHAINS)
-        run.run_without_hooks(STEP)
-    else:
+    if kind == "held back":
         held = forward(HeldForward, memory, CHAINS, work=AtOnce(), queued=lambda _: None)
         assert isinstance(held, HeldForward)
         held.prepare(STEP)
         held.run_without_hooks(STEP)
         held.settle()
-        run = held
+        run: LayerForward = held
+    else:
+        run = forward(LayerForward, memory, CHAINS)
+        run.run_without_hooks(STEP)
     (finding,) = run.findings
     assert (finding.layer.name, finding.positions.tolist(), finding.blocks.tolist()) == (name, [17], [4])
 
 
 @pytest.mark.usefixtures("vllm_cpu")
-def test_an_audit_of_an_unchanged_cache_takes_one_boolean() -> None:
-    memory = memory_on("cpu", SHAPES[0])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.layout}-{shape.layers[0].dtype}")
+@pytest.mark.parametrize("rejected", [0, 2])
+def test_host_memory_takes_a_short_cut_to_the_same_bytes_and_findings(
+    shape: KVCacheShape, rejected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [
+        [ScheduledRequest("a", [[2, 4, 1]], 0, 20)],
+        [ScheduledRequest("a", [[2, 4, 1]], 20, 13, rejected), ScheduledRequest("b", [[3, 5]], 0, 20)],
+        [ScheduledRequest("a", [[2, 4, 1]], 33 - rejected, 1), ScheduledRequest("b", [[3, 5]], 20, 1)],
+    ]
+    memories = [memory_on("cpu", shape), memory_as_on_a_device(shape, monkeypatch)]
+    found = []
+    for memory in memories:
+        memory.poison([2, 4, 1, 3, 5], 0)
+        for step in steps:
+            run = forward(LayerForward, memory, CHAINS)
+            # What was worked out of a block table belongs to one memory.
+            run.run_without_hooks([replace(request, known={}) for request in step])
+            found.append([(f.layer.name, f.positions.tolist(), f.contents) for f in run.findings])
+            # The third step reads what this one spoils.
+            last = list(memory.layers.values())[-1]
+            last.bytes[4 * last.kernel_blocks_per_block] ^= 1
+    assert found[:3] == found[3:]
+    assert found[0] == []
+    assert found[1] != []
+    assert torch.equal(*(memory.raw for memory in memories))
+    assert torch.equal(*(memory.shadow for memory in memories))
+    assert {heads is None for heads in memories[1].head_rows.values()} == {True}
+
+
+@pytest.mark.usefixtures("vllm_cpu")
+def test_an_audit_of_an_unchanged_cache_takes_one_boolean(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_as_on_a_device(SHAPES[0], monkeypatch)
     with Watch() as watch:
         assert memory.audit(np.full(6, 1 << 40), np.full(6, -1)) == []
     assert (watch.homeless, watch.waits) == ({}, {"equal": 1})

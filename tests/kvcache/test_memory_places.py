@@ -10,7 +10,8 @@ import torch
 from kv_bench import Owned, build_memory, connector_view
 from test_memory import FEW, one_byte, poison_of, recurrent_memory, whole_block
 
-from kvconform.kvcache.memory import LayerMemory, _no_marks, differing, differing_slots
+from kvconform.kvcache.comparison import differing, differing_slots
+from kvconform.kvcache.memory import LayerMemory, _no_marks
 from kvconform.kvcache.oracle import PageContent
 from kvconform.kvcache.shape import KVCacheShape
 

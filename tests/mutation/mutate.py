@@ -41,6 +41,9 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "kvconform/kvcache/oracle.py": ("tests/kvcache",),
     "kvconform/kvcache/memory.py": ("tests/kvcache",),
     "kvconform/kvcache/provenance.py": ("tests/kvcache",),
+    "kvconform/kvcache/comparison.py": ("tests/kvcache",),
+    "kvconform/kvcache/head_rows.py": ("tests/kvcache",),
+    "kvconform/kvcache/kept_contents.py": ("tests/kvcache",),
 }
 #: hypothesis need not make a failing example smaller here, nor keep it.
 _PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvconform.kvcache.memory import KVMemory, differing
+from kvconform.kvcache.comparison import differing
+from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain, expand, slot_seeds
 
 

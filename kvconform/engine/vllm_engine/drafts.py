@@ -27,6 +27,8 @@ def verified(
     requests: Sequence[ScheduledRequest], proposed: Mapping[str, Sequence[int]], chains: Mapping[str, TokenChain]
 ) -> list[ScheduledRequest]:
     """The requests of a step with the number of drafts that the target refuses: all behind the first wrong one."""
+    if not proposed:
+        return list(requests)
     return [
         replace(request, rejected=_rejected(request, proposed[request.request_id], chains[request.request_id]))
         if request.request_id in proposed
@@ -45,4 +47,4 @@ def _rejected(request: ScheduledRequest, proposed: Sequence[int], chain: TokenCh
 def sampled(request: ScheduledRequest, chain: TokenChain, proposed: Sequence[int]) -> list[int]:
     """The accepted drafts of a step and the token behind them."""
     stop = request.computed + request.scheduled
-    return chain.tokens(stop - request.rejected + 1)[stop - len(proposed) :]
+    return chain.between(stop - len(proposed), stop - request.rejected + 1)

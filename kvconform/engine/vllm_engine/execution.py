@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kvconform.device import DeviceWork, Held
+from kvconform.engine import compat
 from kvconform.engine.history import Arrived, ForwardFailed, HeldBack, MetadataBound, Stray
 from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
@@ -51,6 +52,8 @@ class Execution:
         self._fresh: list[GroupBlocks] | None = None
         self._aggregator: Any = None
         self._clearing: tuple[int, ...] = ()
+        #: Whether the connector has a handle_preemptions of its own.
+        self._hooked = False
         self._late: deque[tuple[set[str], set[str]]] = deque([(set(), set())] * engine.options.late_steps)
         self.fail_after: int | None = None
         engine.recorder.after["handle_preemptions"] = self._after_handle_preemptions
@@ -78,6 +81,7 @@ class Execution:
                     SimulatedWorker(own, plan, engine.options, engine.recorder, device, engine.number, rank)
                 )
         self._ranks.built()
+        self._hooked = not compat.inherits(self.workers[0].connector, "handle_preemptions")
 
     def connect(self, scheduler_connector: Any) -> None:
         """The aggregator is made once the scheduler role is there (Executor.init_kv_output_aggregator)."""
@@ -208,6 +212,7 @@ class Execution:
             "external": engine.ledger.external,
             "checkpoint": lambda phase: self._check(worker, phase),
             "hooked": with_layer_hooks,
+            "kept": worker.kept,
         }
         if self._work is None or self._holding != "kernels":
             return LayerForward(**parts)
@@ -296,10 +301,11 @@ class Execution:
     def _after_handle_preemptions(self, *_: Any) -> None:
         """From here on the engine may overwrite every block that this step handed out (contract: PRE-02, FIN-13)."""
         assert self._running is not None
-        self._check(self._running, "in handle_preemptions")
         if self._fresh is None:
             self._fresh = self._engine.ledger.take_fresh()
         memory, fresh, cleared = self._running.memory, self._fresh, self._clearing
+        if self._hooked or fresh or cleared:
+            self._check(self._running, "in handle_preemptions")
         if self._work is None:
             _hand_out(memory, fresh)
             if cleared:
@@ -364,5 +370,9 @@ class Execution:
 
 
 def _hand_out(memory: KVMemory, fresh: Sequence[GroupBlocks]) -> None:
+    # All blocks of a group at once: most of the work is done once for each call.
+    of_group: dict[int, list[int]] = {}
     for group, blocks in fresh:
+        of_group.setdefault(group, []).extend(blocks)
+    for group, blocks in of_group.items():
         memory.poison(blocks, group)

@@ -12,9 +12,12 @@ import torch
 
 from kvconform.engine.history import Compared, History, WrongBytes
 from kvconform.engine.vllm_engine.guard import PlannedFailure
-from kvconform.engine.vllm_engine.rows import Range, Rows, ScheduledRequest, gather
+from kvconform.engine.vllm_engine.rows import Rows, ScheduledRequest, gather
 from kvconform.engine.vllm_engine.wrong_slots import Contents, block_table, contents
-from kvconform.kvcache.memory import KVMemory, differing
+from kvconform.kvcache.comparison import differing, same_arrays
+from kvconform.kvcache.head_rows import as_tensor
+from kvconform.kvcache.kept_contents import KeptContents
+from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain, expand, key64, slot_seeds
 from kvconform.kvcache.provenance import Provenance
 
@@ -36,8 +39,8 @@ class LayerForward:
     """Runs the layers of one step.
 
     ``external`` maps a request to the [first, last) positions that the connector promised for it in this residency;
-    ``checkpoint`` is called where the connector has just been at work, with the name of the phase. After ``fail_after``
-    layers the forward raises.
+    ``checkpoint`` is called where the connector has just been at work, with the name of the phase; ``kept`` is of the
+    worker. After ``fail_after`` layers the forward raises.
     """
 
     memory: KVMemory
@@ -47,10 +50,10 @@ class LayerForward:
     external: dict[str, tuple[int, int]]
     checkpoint: Callable[[str], None]
     hooked: Callable[[Callable[[str], None]], Callable[[str], None]]
+    kept: KeptContents
     fail_after: int | None = None
     taints: dict[str, int] = field(default_factory=dict)
     findings: list[_Finding] = field(default_factory=list)
-    verified: set[str] = field(default_factory=set)
     _rows: dict[tuple[object, ...], Rows | None] = field(default_factory=dict)
 
     def run(self, requests: list[ScheduledRequest]) -> None:
@@ -76,8 +79,12 @@ class LayerForward:
         layer = self.memory.layers[name]
         # As in attention: the step's keys and values are written first, then everybody reads. A request may already
         # share blocks that another one computes in this very step. A recurrent layer reads the state that it replaces.
-        for do in (self._compare, self._write) if layer.recurrent else (self._write, self._compare):
-            do(layer, requests)
+        if layer.recurrent:
+            self._compare(layer, requests)
+            self._write(layer, requests)
+        else:
+            self._write(layer, requests)
+            self._compare(layer, requests)
 
     def _fail_if_planned(self, name: str) -> None:
         if self.fail_after is not None and list(self.memory.layers).index(name) >= self.fail_after:
@@ -92,29 +99,33 @@ class LayerForward:
 
     def _read_rows(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> Rows | None:
         """What the layer reads of tokens that were computed before the step."""
-        what = ("read", self.windows.get(layer.name))
-        return self._gathered(what, layer, requests, lambda r: (self._first_needed(layer, r), r.computed))
+        # Once for all layers that have their slots at the same places, as in _written_rows.
+        key = ("read", layer.layout, self.windows.get(layer.name))
+        if key not in self._rows:
+            ranges = [(self._first_needed(layer, request), request.computed) for request in requests]
+            self._rows[key] = gather(layer, requests, self.chains, ranges)
+        return self._rows[key]
 
     def _written_rows(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> Rows | None:
         """What the step leaves in the layer."""
-        return self._gathered(
-            ("written",), layer, requests, lambda r: (r.first_written(layer), r.computed + r.scheduled)
-        )
-
-    def _gathered(
-        self, what: tuple[object, ...], layer: LayerMemory, requests: list[ScheduledRequest], positions: Range
-    ) -> Rows | None:
-        """Once for all layers that have their slots at the same places."""
-        key = (*what, layer.group, layer.block_size, layer.kernel_blocks_per_block, layer.recurrent)
+        key = ("written", layer.layout)
         if key not in self._rows:
-            self._rows[key] = gather(layer, requests, self.chains, positions)
+            ranges = [(request.first_written(layer), request.computed + request.scheduled) for request in requests]
+            self._rows[key] = gather(layer, requests, self.chains, ranges)
         return self._rows[key]
 
     def _compare(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> None:
         rows = self._read_rows(layer, requests)
         if rows is None:
             return
-        observed = self.memory.get(layer.name, rows.slots)
+        heads = self.memory.head_rows[layer.name]
+        if heads is None:
+            observed = self.memory.get(layer.name, rows.slots)
+        else:
+            taken = heads.take(rows.index(heads))
+            if same_arrays(taken, rows.contents(self.kept)[layer.place]):
+                return
+            observed = as_tensor(taken)
         wrong = differing(observed, self._expected(layer, rows))
         if wrong is not None:
             self._judge(layer, rows, observed, wrong)
@@ -135,14 +146,19 @@ class LayerForward:
             explained = contents(
                 self.provenance, self.chains[name], positions.tolist(), held, layer.name, self.memory.rank
             )
-            self.findings.append(_Finding(part.request, layer, positions, rows.blocks[at], explained))
+            self.findings.append(_Finding(part.request, layer, positions, rows.places[0][at], explained))
             # The first wrong layer decides: what later layers write must be known under one taint per step.
             self.taints.setdefault(name, key64("taint", name, int(positions[0])))
 
     def _write(self, layer: LayerMemory, requests: list[ScheduledRequest]) -> None:
         rows = self._written_rows(layer, requests)
-        if rows is not None:
+        if rows is None:
+            return
+        heads = self.memory.head_rows[layer.name]
+        if heads is None or self.taints or any(part.request.rejected for part in rows.parts):
             self.memory.put(layer.name, rows.slots, self._computed(layer, rows))
+        else:
+            heads.put(rows.index(heads), rows.contents(self.kept)[layer.place])
 
     def _computed(self, layer: LayerMemory, rows: Rows) -> torch.Tensor:
         """What this step's forward computes."""
@@ -160,10 +176,11 @@ class LayerForward:
 
     def _done(self, requests: list[ScheduledRequest]) -> None:
         for request in requests:
-            taint = self.taints.get(request.request_id, 0)
-            length = request.computed + request.scheduled
-            self.provenance.know(request.request_id, self.chains[request.request_id], length, taint)
-            self.verified.add(request.request_id)
+            # What is computed on right KV was made known before the step.
+            taint = self.taints.get(request.request_id)
+            if taint is not None:
+                length = request.computed + request.scheduled
+                self.provenance.know(request.request_id, self.chains[request.request_id], length, taint)
 
     def report(
         self, history: History, engine: int, step: int, requests: list[ScheduledRequest], failed: set[int]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kvconform.engine.vllm_engine.forward import LayerForward
-from kvconform.kvcache.memory import differing_slots
+from kvconform.kvcache.comparison import differing_slots
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ class _Look:
 
     layer: LayerMemory
     rows: Rows
+    slots: Slots
     expected: torch.Tensor
     observed: torch.Tensor | None = None
     wrong: torch.Tensor | None = None
@@ -57,7 +58,7 @@ class HeldForward(LayerForward):
             if written is not None:
                 self._writes[name] = _Write(written.slots, self._computed(layer, written))
             if read is not None:
-                self._looks[name] = _Look(layer, read, self._expected(layer, read))
+                self._looks[name] = _Look(layer, read, read.slots, self._expected(layer, read))
 
     def _layer(self, name: str, requests: list[ScheduledRequest]) -> None:
         self._fail_if_planned(name)
@@ -76,7 +77,7 @@ class HeldForward(LayerForward):
             self.work.run(partial(self._compare_on_device, look))
 
     def _compare_on_device(self, look: _Look) -> None:
-        look.observed = self.memory.get(look.layer.name, look.rows.slots)
+        look.observed = self.memory.get(look.layer.name, look.slots)
         look.wrong = differing_slots(look.observed, look.expected)
 
     def _done(self, requests: list[ScheduledRequest]) -> None:

@@ -90,7 +90,7 @@ class BlockLedger:
 
     def executed(self, requests: list[ScheduledRequest], failed: set[int], *, keep: bool = False) -> None:
         """The forward of ``requests`` ran, and ``failed`` blocks were reported; ``keep`` those of other workers."""
-        if not keep:
+        if self.failed and not keep:
             self.failed -= self._filled(requests)
         self.failed |= failed
 

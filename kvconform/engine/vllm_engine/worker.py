@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kvconform.engine import compat
@@ -23,6 +24,7 @@ from kvconform.engine.vllm_engine.forward import LayerForward
 from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.engine.vllm_engine.slot import ConnectorSlot
 from kvconform.kvcache.build import GUARD_BYTES, allocate
+from kvconform.kvcache.kept_contents import KeptContents
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.placing import to_device
 
@@ -39,10 +41,11 @@ DUMMY_LAYER_SECONDS = 0.01
 
 @dataclass
 class WorkerRequest:
-    """What the worker knows of a request: its block table per KV cache group."""
+    """What the worker knows of a request: its block table per KV cache group, and what was worked out of it."""
 
     block_ids: list[list[int]]
     computed: int = 0
+    known: dict[tuple[object, ...], npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,6 +99,7 @@ class SimulatedWorker:
             with self._memory_pool():
                 views = allocate(vllm_config, kv_cache_config, options.shape, device)
             self.memory = KVMemory(views, kv_cache_config, engine, GUARD_BYTES, rank)
+            self.kept = KeptContents(rank)
             self.layer_names = tuple(self.memory.layers)
             self._bind_layers(views)
             self._active = self._register(views)
@@ -158,13 +162,16 @@ class SimulatedWorker:
             if request_id in cached.resumed_req_ids:
                 assert new_blocks is not None, f"vLLM resumed {request_id} without blocks"
                 state.block_ids = [list(group) for group in new_blocks]
+                state.known = {}
             elif new_blocks is not None:
                 for table, ids in zip(state.block_ids, new_blocks, strict=True):
                     table.extend(ids)
-        return [
-            ScheduledRequest(request_id, self.requests[request_id].block_ids, self.requests[request_id].computed, count)
-            for request_id, count in output.num_scheduled_tokens.items()
-        ]
+                state.known = {}
+        requests = []
+        for request_id, count in output.num_scheduled_tokens.items():
+            state = self.requests[request_id]
+            requests.append(ScheduledRequest(request_id, state.block_ids, state.computed, count, 0, state.known))
+        return requests
 
     def run(self, output: SchedulerOutput, requests: list[ScheduledRequest], forward: LayerForward) -> WorkerStep:
         """Run one step in the call order of the chosen model runner."""
@@ -269,19 +276,19 @@ class SimulatedWorker:
         mappings: dict[str, torch.Tensor] = {}
         # The layers of a group share one tensor, as in vLLM (GPUModelRunner._get_slot_mappings, 0.32.0).
         of_group: dict[tuple[int, int], torch.Tensor] = {}
+        tokens = _tokens(requests)
         for name, layer in self.memory.layers.items():
             if layer.recurrent:
                 # Mamba's own knows states, and has no slots (vllm/v1/attention/backends/mamba_attn.py, 0.32.0).
                 metadata[name] = SimpleNamespace()
                 continue
             key = (layer.group, layer.block_size)
-            if key not in of_group:
-                slots = [
-                    request.slots(*key, request.computed, request.computed + request.scheduled) for request in requests
-                ]
-                of_group[key] = to_device(np.concatenate(slots), self.memory.raw.device)
-            mappings[name] = of_group[key]
-            metadata[name] = SimpleNamespace(slot_mapping=mappings[name], num_actual_tokens=len(mappings[name]))
+            mapping = of_group.get(key)
+            if mapping is None:
+                slots = [r.slots(*key, r.computed, r.computed + r.scheduled) for r in requests]
+                mapping = of_group[key] = to_device(np.concatenate(slots), self.memory.raw.device)
+            mappings[name] = mapping
+            metadata[name] = SimpleNamespace(slot_mapping=mapping, num_actual_tokens=tokens)
         return metadata, mappings
 
     # -- end -------------------------------------------------------------------------------------------------------
