@@ -17,7 +17,8 @@ prepare("cpu")
 import torch  # noqa: E402
 from kv_bench import build_memory, compute, places  # noqa: E402
 
-from kvconform.kvcache.memory import KVMemory, differing  # noqa: E402
+from kvconform.kvcache.comparison import differing  # noqa: E402
+from kvconform.kvcache.memory import KVMemory  # noqa: E402
 from kvconform.kvcache.oracle import TokenChain, expand, prompt_tokens, slot_seeds  # noqa: E402
 from kvconform.kvcache.shape import KVCacheShape, LayerShape  # noqa: E402
 

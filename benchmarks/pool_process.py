@@ -11,7 +11,7 @@ from kvconform.api import prepare
 prepare("cpu")
 from kv_bench import Owned, build_memory, compute, connector_view, places  # noqa: E402
 
-from kvconform.kvcache.memory import differing  # noqa: E402
+from kvconform.kvcache.comparison import differing  # noqa: E402
 from kvconform.kvcache.oracle import TokenChain, expand, prompt_tokens, slot_seeds  # noqa: E402
 from kvconform.kvcache.shape import KVCacheShape, LayerShape  # noqa: E402
 
