@@ -1,4 +1,4 @@
-"""What the plugin costs a run that has nothing to do with connectors, and one that only collects."""
+"""What the plugin costs a run that has nothing to do with connectors, and how long a first look at one takes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ import sys
 def pytest_unconfigure(config):
     print("heavy:", sorted({"torch", "vllm", "numpy"} & set(sys.modules)))
 """
+STATIC = """
+import sys
+
+from kvconform.cli import main
+
+try:
+    main()
+finally:
+    print("heavy:", sorted({"torch", "vllm"} & set(sys.modules)))
+"""
+CONNECTOR = "kvconform.reference.file_store:FileStoreConnector"
 
 
 @pytest.fixture
@@ -62,3 +73,13 @@ def measure_with_plugin(benchmark: Any, project: Path, monkeypatch: pytest.Monke
         beside={"bare pytest": bare[1:]},
         more=statistics.median(more),
     )
+
+
+def measure_static_answer(benchmark: Any, tmp_path: Path) -> None:
+    """The whole process: kvconform inspect on a connector of nine modules."""
+    label(benchmark, "Static answer", "kit", "kvconform inspect")
+    printed = benchmark.pedantic(
+        run_python, args=("-c", STATIC, "inspect", CONNECTOR), kwargs={"cwd": tmp_path}, rounds=5, warmup_rounds=1
+    )
+    assert "0 findings. Looked at: 1 constructor" in printed
+    assert "heavy: []" in printed

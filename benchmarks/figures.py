@@ -59,14 +59,19 @@ def measured(result: Mapping[str, Any]) -> str:
     told = result["extra_info"]
     if "peak" in told:
         return ", ".join(f"{name} {told[name] / MIB:.0f} MiB" for name in ("peak", "imports", "pool"))
-    seconds = best(result)
-    time = next(f"{seconds * scale:.3g} {unit}" for scale, unit in UNITS if seconds * scale < 1000)
+    taken = best(result)
+    time = next(f"{taken * scale:.3g} {unit}" for scale, unit in UNITS if taken * scale < 1000)
     return f"{told['role']} {time}"
 
 
 def ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """How many times as long the first one takes."""
     return best(one) / best(other)
+
+
+def seconds(result: Mapping[str, Any]) -> float:
+    """How long it takes."""
+    return best(result)
 
 
 def extra_milliseconds(one: Mapping[str, Any], _: Mapping[str, Any]) -> float:
@@ -201,6 +206,15 @@ FIGURES: tuple[Figure, ...] = (
         "ms",
         1,
     ),
+    Figure(
+        "First, static answer on a connector's signatures: `kvconform inspect`, the whole process",
+        "Static answer",
+        ("kit",),
+        "under 2 s",
+        seconds,
+        lambda x: x < 2,
+        "s",
+    ),
     Figure("`suites/test_transfer.py` in one process, over `-n 2`", "Scaling", ("-n 0", "-n 2"), "", ratio, None),
     *_memory("64 MiB"),
     *_memory("256 MiB"),
@@ -226,9 +240,9 @@ def _with_peers(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str
     """Each measurement, and those that took turns with it as measurements of their own."""
     for one in benchmarks:
         yield one
-        for role, seconds in one["extra_info"].get("beside", {}).items():
+        for role, turns in one["extra_info"].get("beside", {}).items():
             told = {"figure": one["extra_info"]["figure"], "role": role}
-            yield {"stats": {"min": min(seconds)}, "extra_info": told}
+            yield {"stats": {"min": min(turns)}, "extra_info": told}
 
 
 def table(data: Mapping[str, Any]) -> str:

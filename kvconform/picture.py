@@ -21,7 +21,7 @@ STATES: dict[State, str] = {
     "step": "computed in this step",
     "unused": "not used yet",
     "null": "null block",
-    "owned": "holds computed KV",
+    "owned": "belongs to a request",
     "free": "nobody's",
 }
 STRAY = "stray write"
@@ -199,7 +199,7 @@ def title_of(picture: Picture) -> str:
     """What is shown."""
     if picture.kind == "block table":
         return f"Block table of {picture.request}"
-    return "A block that the connector changed" + (f", with KV of {picture.request}" if picture.request else "")
+    return "A block that the connector changed" + (f", of {picture.request}" if picture.request else "")
 
 
 def about_group(group: Group, picture: Picture) -> str:

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from kvconform.commands.output import LEVEL_STYLES, make_console, write
 from kvconform.errors import UsageError
-from kvconform.report.building import NO_TEST
 from kvconform.rules import (
     CAPABILITIES,
     CHAPTERS,
     LEVELS,
+    NO_TEST,
     Catalogue,
     Rule,
     UnknownRuleError,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 from kvconform.engine.records import record
@@ -455,8 +456,10 @@ class History:
 
     events: list[Event] = field(default_factory=list)
     _derived: dict[Callable[[History], Any], tuple[int, Any]] = field(default_factory=dict, repr=False, compare=False)
-    #: Events by type, calls by hook and by set of hooks, as far as ``_sorted`` events: hundreds of checks ask for them.
+    #: Events by type, calls by hook with their place, and by set of hooks, as far as ``_sorted`` events: hundreds of
+    #: checks ask for them.
     _by_type: dict[type[Event], list[Any]] = field(default_factory=dict, repr=False, compare=False)
+    _by_hook: dict[str, list[tuple[int, HookCall]]] = field(default_factory=dict, repr=False, compare=False)
     _by_hooks: dict[tuple[str, ...], list[HookCall]] = field(default_factory=dict, repr=False, compare=False)
     _sorted: int = field(default=0, repr=False, compare=False)
 
@@ -472,17 +475,21 @@ class History:
     def calls(self, *hooks: str) -> Iterator[HookCall]:
         """The calls of these hooks, in order; of all hooks when none is named."""
         self._sort()
+        if not hooks:
+            return iter(self._by_type.get(HookCall, ()))
         if hooks not in self._by_hooks:
-            calls = self._by_type.get(HookCall, ())
-            self._by_hooks[hooks] = [call for call in calls if not hooks or call.hook in hooks]
+            places = [place for hook in dict.fromkeys(hooks) for place in self._by_hook.get(hook, ())]
+            self._by_hooks[hooks] = [call for _, call in sorted(places, key=itemgetter(0))]
         return iter(self._by_hooks[hooks])
 
     def _sort(self) -> None:
         if self._sorted == len(self.events):
             return
         self._by_hooks.clear()
-        for event in self.events[self._sorted :]:
+        for place, event in enumerate(self.events[self._sorted :], self._sorted):
             self._by_type.setdefault(type(event), []).append(event)
+            if isinstance(event, HookCall):
+                self._by_hook.setdefault(event.hook, []).append((place, event))
         self._sorted = len(self.events)
 
     def derived(self, of: Callable[[History], T]) -> T:

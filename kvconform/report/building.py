@@ -39,7 +39,7 @@ from kvconform.report.document import (
     plural,
 )
 from kvconform.report.masking import Masker
-from kvconform.rules import Catalogue, Rule
+from kvconform.rules import NO_TEST, Catalogue, Rule
 from kvconform.verdicts import RuleResult, aggregate
 
 #: Characters of one message that are kept, from its beginning and its end.
@@ -47,7 +47,6 @@ KEPT_HEAD, KEPT_TAIL = 24_000, 8_000
 MAX_MESSAGES = 20
 MAX_PICTURES = 4
 
-NO_TEST = "no test of the suites checks this rule yet"
 NOT_COLLECTED = "its tests were not collected"
 CANNOT_BE_TESTED = "the connector could not be tested"
 

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from kvconform.report.building import NO_TEST
 from kvconform.report.document import plural
-from kvconform.rules import Catalogue, Chapter, Rule
+from kvconform.rules import NO_TEST, Catalogue, Chapter, Rule
 from kvconform.rules.examples import Example
 
 INDEX = "README.md"

@@ -18,6 +18,8 @@ from packaging.version import InvalidVersion, Version
 Level = Literal["MUST", "SHOULD", "MAY"]
 
 LEVELS: tuple[Level, ...] = ("MUST", "SHOULD", "MAY")
+#: Why a rule is unchecked where it does not say so itself.
+NO_TEST = "no test of the suites checks this rule yet"
 
 #: Chapter ids in reading order: from loading the class to shutting it down.
 CHAPTERS: tuple[str, ...] = (

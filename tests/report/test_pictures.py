@@ -99,9 +99,9 @@ def test_a_stray_write_shows_the_block_that_it_hit() -> None:
     shown = picture_of(finding(stray), History([stray]))
     assert shown is not None
     assert list(lines_of(shown)) == [
-        "A block that the connector changed, with KV of r1 and r2 (engine 1 step 2):",
+        "A block that the connector changed, of r1 and r2 (engine 1 step 2):",
         "  16 tokens a block, wrong in layers.0",
-        "    block 7  slots 0-15  holds computed KV",
+        "    block 7  slots 0-15  belongs to a request",
         "      WRONG 3-4: zeros, written while saving",
         "      WRONG 9: zeros, written while saving",
     ]

@@ -7,9 +7,9 @@ import random
 import pytest
 from making import EXPECTED, MUSTS, SHOULDS, TARGET, entry, everything, facts_of, make, result, seen
 
-from kvconform.report.building import MAX_MESSAGES, NO_TEST, build_document, expected_rules
+from kvconform.report.building import MAX_MESSAGES, build_document, expected_rules
 from kvconform.report.document import BAD, NOT_RUN, UNCHECKED, VERDICTS, Environment, headline
-from kvconform.rules import load_catalogue
+from kvconform.rules import NO_TEST, load_catalogue
 from kvconform.verdicts import Verdict
 
 
