@@ -50,7 +50,7 @@ def replay(file: Path, spec: str, config_file: Path | None, device: str | None, 
     from kvconform.cases import replay as playing
     from kvconform.faults import FaultsFailed
     from kvconform.isolation.room import KitError
-    from kvconform.report.html import visible
+    from kvconform.report.visible import visible
 
     target, config = playing.read_settings(spec, config_file, Path.cwd(), device=device, timeout=timeout)
     command = ["kvconform", "replay", str(file), f"--kvconform={spec}"]

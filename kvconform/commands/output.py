@@ -26,7 +26,7 @@ def make_console() -> Console:
 
 def terminal_text(text: str) -> str:
     """A text out of a file, on one line and without what would steer the terminal."""
-    from kvconform.report.html import visible
+    from kvconform.report.visible import visible
 
     return " ".join(visible(text).split())
 

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +33,7 @@ from kvconform.report.document import (
     headline,
     plural,
 )
+from kvconform.report.visible import visible
 
 #: Texts of one rule that are open to see; the others are folded away.
 OPEN_MESSAGES = 2
@@ -62,7 +62,6 @@ MEANINGS = {
 _LABEL = re.compile(
     r"^ *(?P<label>Expected|Observed|Why it matters|How to fix|Source|More|Contrast|Scenario|What happened|Reproduce):"
 )
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -215,22 +214,6 @@ def _chapters(document: Document, entries: tuple[RuleEntry, ...], prefix: str) -
     ]
     found.append(_Chapter("", OTHER_CHAPTER, tuple(rule for rule in rules if rule.info is None)))
     return tuple(chapter for chapter in found if chapter.rules)
-
-
-def visible(text: str) -> str:
-    """A text in which nothing hides: control characters, and marks that reorder a line, as Python writes them.
-
-    Terminal colours are taken out: they only colour.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_visible_character, _COLOUR.sub("", text)))
-
-
-def _visible_character(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def labelled(text: str) -> list[tuple[str, str, str]]:

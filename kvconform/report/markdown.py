@@ -19,7 +19,7 @@ from kvconform.report.document import (
     headline,
     plural,
 )
-from kvconform.report.html import visible
+from kvconform.report.visible import visible
 
 _ICONS = {
     "pass": "✅", "fail": "❌", "crash": "💥", "timeout": "⏱️", "kit error": "🛠️", "warn": "⚠️",
