@@ -9,6 +9,7 @@ calls of the worker role's hooks in vLLM's own wrappers.
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from kvconform.kvcache.shape import KVCacheShape  # noqa: E402
 from kvconform.scenario.program import RequestSpec  # noqa: E402
 
 STEPS = 64
+ROUNDS = 25
 REQUESTS = tuple(RequestSpec(f"r{index}", ((index, 64),), STEPS) for index in range(4))
 CONNECTOR = ConnectorSpec("InertConnector", "inert_connector")
 FIGURE = "Engine step"
@@ -137,51 +139,48 @@ def run_vllm(scheduler: Any, worker: Any) -> None:
         scheduler.update_from_output(output, result_of(output, returned))
 
 
-@pytest.mark.parametrize(("role", "crossing"), [("kit", "pickle"), ("kit, no pickling", "reference")])
-def measure_kit(benchmark: Any, role: str, crossing: str) -> None:
-    label(benchmark, FIGURE, role, "schedule, hooks, oracle, audit, history, update", per=STEPS)
+def timed(run: Callable[..., None], *subject: Any) -> float:
+    started = time.perf_counter()
+    run(*subject)
+    return time.perf_counter() - started
+
+
+def check_engine(engine: VllmEngine) -> None:
+    """All took the steps that they were meant to take, and nothing was wrong."""
+    tokens = [sum(event.scheduled.values()) for event in engine.history.of(Scheduled)]
+    assert tokens == [4 * 64] + [4] * (STEPS - 1)
+    assert not engine.scheduler.requests
+    assert not list(engine.history.of(WrongBytes))
+    engine.shutdown()
+
+
+def measure_steps(benchmark: Any) -> None:
+    """The kit turn by turn with its peers: a processor that changes its speed meanwhile changes it for all of them."""
+    peers: dict[str, list[float]] = {role: [] for role in ("kit, no pickling", "vLLM alone", "bare scheduler")}
     used: list[VllmEngine] = []
 
     def setup() -> tuple[tuple[VllmEngine], dict[str, Any]]:
-        arguments = engine_with_requests(crossing)
-        used.append(arguments[0][0])
-        return arguments
-
-    benchmark.pedantic(run, setup=setup, rounds=5, warmup_rounds=1)
-    for engine in used:
-        tokens = [sum(event.scheduled.values()) for event in engine.history.of(Scheduled)]
-        assert tokens == [4 * 64] + [4] * (STEPS - 1)
-        assert not engine.scheduler.requests
-        assert not list(engine.history.of(WrongBytes))
-        engine.shutdown()
-
-
-def measure_bare_scheduler(benchmark: Any) -> None:
-    label(benchmark, FIGURE, "bare scheduler", "schedule and update_from_output", per=STEPS)
-    used: list[Any] = []
-
-    def setup() -> tuple[tuple[Any], dict[str, Any]]:
-        arguments = scheduler_with_requests()
-        used.append(arguments[0][0])
-        return arguments
-
-    benchmark.pedantic(run_bare, setup=setup, rounds=5, warmup_rounds=1)
-    assert not any(scheduler.requests for scheduler in used)
-
-
-def measure_vllm_alone(benchmark: Any) -> None:
-    label(benchmark, FIGURE, "vLLM alone", "schedule, pickling, wrappers, hooks, update", per=STEPS)
-    used: list[tuple[Any, Any]] = []
-
-    def setup() -> tuple[tuple[Any, Any], dict[str, Any]]:
-        arguments = vllm_with_requests()
-        used.append(arguments[0])
-        return arguments
-
-    benchmark.pedantic(run_vllm, setup=setup, rounds=5, warmup_rounds=1)
-    for scheduler, worker in used:
+        if used:
+            check_engine(used.pop())
+        (unpickled,), _ = engine_with_requests("reference")
+        peers["kit, no pickling"].append(timed(run, unpickled))
+        check_engine(unpickled)
+        (scheduler, worker), _ = vllm_with_requests()
+        peers["vLLM alone"].append(timed(run_vllm, scheduler, worker))
         assert not scheduler.requests
         worker.shutdown()
+        (scheduler,), _ = scheduler_with_requests()
+        peers["bare scheduler"].append(timed(run_bare, scheduler))
+        assert not scheduler.requests
+        arguments = engine_with_requests("pickle")
+        used.append(arguments[0][0])
+        return arguments
+
+    benchmark.pedantic(run, setup=setup, rounds=ROUNDS, warmup_rounds=1)
+    check_engine(used.pop())
+    what = "schedule, hooks, oracle, audit, history, update"
+    # The first round of the peers was before the warm-up.
+    label(benchmark, FIGURE, "kit", what, per=STEPS, beside={role: taken[1:] for role, taken in peers.items()})
 
 
 @pytest.fixture(autouse=True)

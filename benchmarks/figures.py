@@ -241,7 +241,7 @@ def _with_peers(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str
     for one in benchmarks:
         yield one
         for role, turns in one["extra_info"].get("beside", {}).items():
-            told = {"figure": one["extra_info"]["figure"], "role": role}
+            told = {"figure": one["extra_info"]["figure"], "role": role, "per": one["extra_info"].get("per", 1)}
             yield {"stats": {"min": min(turns)}, "extra_info": told}
 
 

@@ -32,13 +32,13 @@ class BytePair:
     def __init__(self, one: torch.Tensor, other: torch.Tensor) -> None:
         assert one.shape == other.shape
         # Kept, as only they keep the memory.
-        self._words = widest(one), widest(other)
-        self._on_host = _in_one_piece(one) and _in_one_piece(other)
-        self._places = (one.data_ptr(), other.data_ptr(), one.numel()) if self._on_host else (0, 0, 0)
+        self._words = _wide_pair(one, other)
+        on_host = _in_one_piece(one) and _in_one_piece(other)
+        self._places = (one.data_ptr(), other.data_ptr(), one.numel()) if on_host else None
 
     def same(self) -> bool:
         """Whether every byte is the same now."""
-        return not _memcmp()(*self._places) if self._on_host else torch.equal(*self._words)
+        return torch.equal(*self._words) if self._places is None else not _memcmp()(*self._places)
 
 
 def same_arrays(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
@@ -56,9 +56,7 @@ def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two uint8 tensors of one shape hold the same bytes."""
     if one.shape == other.shape and _in_one_piece(one) and _in_one_piece(other):
         return not _memcmp()(one.data_ptr(), other.data_ptr(), one.numel())
-    wide, other_wide = widest(one), widest(other)
-    # Tensors with other strides may allow for other integers.
-    return torch.equal(wide, other_wide) if wide.dtype == other_wide.dtype else torch.equal(one, other)
+    return torch.equal(*_wide_pair(one, other))
 
 
 def differing(observed: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
@@ -93,6 +91,12 @@ def widest(view: torch.Tensor) -> torch.Tensor:
         if not places & 1:
             return view.view(torch.int16)
     return view
+
+
+def _wide_pair(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the same integers; tensors with other strides may allow for other ones, which torch calls different."""
+    wide, other_wide = widest(one), widest(other)
+    return (wide, other_wide) if wide.dtype == other_wide.dtype else (one, other)
 
 
 def _in_one_piece(view: torch.Tensor) -> bool:

@@ -200,7 +200,7 @@ class KVMemory:
             else:
                 slots = memory.slots_per_block
                 offsets = np.tile(np.arange(slots), len(blocks))
-                places = memory.kernel_places(np.repeat(np.asarray(blocks, dtype=np.int64), slots), offsets)
+                places = memory.kernel_places(np.repeat(blocks, slots), offsets)
                 heads.put(heads.index(*places), of_tensor(self._poison_of(blocks, memory)))
 
     def life(self, block: int) -> int:

@@ -194,7 +194,7 @@ def poison_seeds(engine: int, block: int, life: int, num_slots: int, layer: str)
 
 def poison_of_blocks(engine: int, lives: Sequence[tuple[int, int]], num_slots: int, layer: str) -> U64:
     """:func:`poison_seeds` of several (block, life), one behind the other."""
-    blocks, times = np.array(lives, dtype=np.uint64).reshape(-1, 2).T
+    blocks, times = (np.array(numbers, dtype=np.uint64) for numbers in zip(*lives, strict=True))
     keys = _mix(_mix(blocks + _poisoned(engine, layer)) + times)
     return _mix(keys[:, None] + np.arange(num_slots, dtype=np.uint64)).ravel()
 

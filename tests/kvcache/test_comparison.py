@@ -50,6 +50,34 @@ def test_pair_of_every_second_byte_is_compared_without_the_bytes_between() -> No
     assert not pair.same()
 
 
+@pytest.mark.parametrize("strided", [0, 1])
+def test_pair_of_which_one_side_has_gaps_is_compared_byte_by_byte(strided: int) -> None:
+    sides = list(pieces(8))
+    wide = torch.full((16,), 77, dtype=torch.uint8)
+    wide[::2] = sides[strided]
+    sides[strided] = wide[::2]
+    pair = BytePair(sides[0], sides[1])
+    assert pair.same()
+    assert same_bytes(sides[0], sides[1])
+    sides[0][3] ^= 1
+    assert not pair.same()
+    assert not same_bytes(sides[0], sides[1])
+
+
+def test_pair_on_a_device_is_left_to_torch() -> None:
+    pair = BytePair(*(torch.empty(8, dtype=torch.uint8, device="meta") for _ in range(2)))
+    assert pair._places is None, "the C library would read at no address of this process"
+
+
+def test_host_memory_in_one_piece_is_left_to_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(comparison, "_memcmp", lambda: lambda one, other, size: asked.append(size))
+    one, other = pieces(24)
+    assert BytePair(one, other).same()
+    assert same_bytes(one.view(2, 12), other.view(2, 12))
+    assert asked == [24, 24]
+
+
 def test_pair_of_two_lengths_is_refused() -> None:
     with pytest.raises(AssertionError):
         BytePair(torch.zeros(8, dtype=torch.uint8), torch.zeros(9, dtype=torch.uint8))

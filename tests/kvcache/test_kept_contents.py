@@ -81,6 +81,30 @@ def test_no_more_is_kept_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None
     assert kept_as_lists(kept, chains[0], 40) == said(chains[0], 40)
 
 
+@pytest.mark.parametrize(("missing", "both"), [(0, True), (1, False)])
+def test_the_limit_is_meant_to_the_byte(missing: int, both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_contents, "LIMIT", 80 * TOKEN_BYTES - missing)
+    kept, chains = KeptContents(0), [chain(100), chain(200)]
+    first = kept.of(chains[0], LAYERS, CONTENT, 40)
+    kept.of(chains[1], LAYERS, CONTENT, 40)
+    assert (kept.of(chains[0], LAYERS, CONTENT, 40) is first) is both
+
+
+def test_what_just_fits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_contents, "LIMIT", 40 * TOKEN_BYTES)
+    kept, of = KeptContents(0), chain(100)
+    assert kept.of(of, LAYERS, CONTENT, 40) is kept.of(of, LAYERS, CONTENT, 40)
+
+
+def test_a_request_that_grows_displaces_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_contents, "LIMIT", 100 * TOKEN_BYTES)
+    kept, one, other = KeptContents(0), chain(100), chain(200)
+    beside = kept.of(other, LAYERS, CONTENT, 40)
+    kept.of(one, LAYERS, CONTENT, 40)
+    kept.of(one, LAYERS, CONTENT, 41)
+    assert kept.of(other, LAYERS, CONTENT, 40) is beside, "81 tokens, and 121 if it were counted twice"
+
+
 def test_what_grows_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_contents, "LIMIT", 100 * TOKEN_BYTES)
     kept, one, other = KeptContents(0), chain(100), chain(200)

@@ -13,7 +13,7 @@ from test_memory import FEW, one_byte, poison_of, recurrent_memory, whole_block
 from kvconform.kvcache.comparison import differing, differing_slots
 from kvconform.kvcache.memory import LayerMemory, _no_marks
 from kvconform.kvcache.oracle import PageContent
-from kvconform.kvcache.shape import KVCacheShape
+from kvconform.kvcache.shape import KVCacheShape, LayerShape
 
 pytestmark = pytest.mark.usefixtures("vllm_cpu")
 
@@ -49,6 +49,20 @@ def test_state_of_a_block_is_its_only_slot() -> None:
     found = layer(1, recurrent=True).slots(np.array([3, 1]), np.array([0, 9]))
     assert [index.tolist() for index in found] == [[3, 1], [0, 0]]
     assert (layer(1, recurrent=True).slots_per_block, layer(2).slots_per_block) == (1, 16)
+
+
+def test_layers_that_are_laid_out_alike_know_each_other() -> None:
+    other = LayerShape(num_kv_heads=1)
+    memory = build_memory(KVCacheShape((LayerShape(), other, LayerShape()), num_blocks=6))
+    layers = list(memory.layers.values())
+    alike = [name for name, layer in memory.layers.items() if layer.bytes.shape == layers[0].bytes.shape]
+    assert len({layer.layout for layer in layers}) == 2
+    assert [memory.layers[name].place for name in alike] == list(range(len(alike)))
+    for layer in layers:
+        assert layer.alike[layer.place] == layer.name
+        assert layer.alike == tuple(name for name, one in memory.layers.items() if one.layout == layer.layout)
+        shapes = {(memory.layers[name].bytes.shape, memory.layers[name].bytes.stride()) for name in layer.alike}
+        assert len(shapes) == 1
 
 
 # -- the widest integers -----------------------------------------------------------------------------------------------

@@ -103,6 +103,13 @@ def test_bytes_are_the_same_on_every_machine_and_in_every_version_of_the_kit() -
 # -- the chain -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (3, 5), (4, 9), (8, 12)])
+def test_tokens_between_two_positions_are_those_of_the_sequence(start: int, stop: int) -> None:
+    asked, whole = TokenChain(tuple(range(100, 105))), TokenChain(tuple(range(100, 105)))
+    assert asked.between(start, stop) == whole.tokens(stop)[start:]
+    assert asked.known == max(5, stop)
+
+
 @settings(max_examples=60, deadline=None)
 @given(prompt=prompts, identity=identities, generated=st.integers(1, 20))
 def test_token_by_token_and_all_at_once_agree(prompt: tuple[int, ...], identity: Identity, generated: int) -> None:
