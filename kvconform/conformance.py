@@ -219,16 +219,17 @@ class Conformance:
         if name in capabilities.BY_CLASS_ALONE or not self.capability(name).exercised:
             beyond = self._demonstrator.beyond.get(name)
             why = refusal_words(beyond) if beyond else capabilities.why_not(name)
-            raise NotApplicable(why + self._alone() if name in SHOWN_BY_TRANSFERS else why)
+            raise NotApplicable(why + self.alone if name in SHOWN_BY_TRANSFERS else why)
 
-    def _alone(self) -> str:
+    @property
+    def alone(self) -> str:
         """What is to be added to the reason why one engine alone showed nothing: another one may have been needed."""
         return ALONE if self._demonstrator.count("pd")[0] else ""
 
     def _lacking(self, rule: str, family: Family, outcome: Outcome) -> str:
         pair = any(program.pair is not None for program in family.examples)
         loaded = any(outcome.witness("LOAD-01").values())
-        return missing(rule, family) + ("" if pair or loaded else self._alone())
+        return missing(rule, family) + ("" if pair or loaded else self.alone)
 
     def demand_streams(self) -> None:
         """Raises NotApplicable where the KV caches are in host memory."""

@@ -28,9 +28,10 @@ def _examined(conformance: Conformance, promises: full_store.Promises, rounds: i
         raise NotApplicable(refusal_words(str(error))) from None
 
 
-def _demand_full_store(examination: Examination) -> None:
+def _demand_full_store(conformance: Conformance, examination: Examination) -> None:
     if not keeps_newest(examination):
-        raise Inconclusive("nothing is offered of what was stored last, so that it can't be missed")
+        lacking = "nothing is offered of what was stored last, so that it can't be missed"
+        raise Inconclusive(lacking + conformance.alone)
     if keeps_oldest(examination):
         raise NotApplicable(NOT_FULL)
 
@@ -40,7 +41,7 @@ def test_full_store_makes_room(conformance: Conformance, request: pytest.Fixture
     """A store that is full makes room from entries nobody needs."""
     few, many = _examined(conformance, "none", full_store.NEWEST), _examined(conformance, "none")
     if keeps_newest(many) or not keeps_newest(few):
-        _demand_full_store(many)
+        _demand_full_store(conformance, many)
     found = lost("SAVE-15", many, few, f"after {full_store.ROUNDS} prompts")
     conformance.conclude(request, found, {"SAVE-15": {"prompts stored in a full store": full_store.ROUNDS}}, "")
 
@@ -50,9 +51,9 @@ def test_answers_that_nothing_follows_leave_room_in_the_store(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """The match can be repeated, and an answer that no allocation follows leaves nothing behind."""
-    _demand_full_store(_examined(conformance, "none"))
+    _demand_full_store(conformance, _examined(conformance, "none"))
     control, asked = _examined(conformance, "no room"), _examined(conformance, "never admitted")
-    _demand_full_store(control)
+    _demand_full_store(conformance, control)
     count = promises(asked, "asks")
     found = lost("MATCH-09", asked, control, f"once {count} requests have been answered and were never admitted")
     conformance.conclude(request, found, {"MATCH-09": {"answers that nothing followed": count}}, "nothing was offered")
@@ -62,7 +63,7 @@ def test_answers_that_nothing_follows_leave_room_in_the_store(
 def test_loads_leave_room_in_the_store(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """Whatever the connector pins for a promised load is given back, however the promise ends."""
     control = _examined(conformance, "none")
-    _demand_full_store(control)
+    _demand_full_store(conformance, control)
     loaded = _examined(conformance, "loaded")
     count = promises(loaded, "loads") + promises(loaded, "leaves")
     found = lost("LOAD-10", loaded, control, f"once {count} loads have ended")

@@ -11,7 +11,7 @@ from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import Examination
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig
-from kvconform.conformance import Conformance
+from kvconform.conformance import ALONE, Conformance
 from kvconform.engine.history import History
 from kvconform.isolation.room import CrashedError, HungError
 from kvconform.outcomes import Inconclusive, NotApplicable
@@ -122,6 +122,11 @@ def test_connector_that_always_hangs_is_not_waited_for_over_and_over() -> None:
         with pytest.raises(Inconclusive):
             connector.demand_capability("delayed-free")
     assert len(connector.played) == LOSSES
+
+
+def test_only_a_connector_that_hands_kv_over_may_need_another_engine() -> None:
+    assert simulated(lambda program: {"pd": 1} if program.pair else {}).alone == ALONE
+    assert simulated(lambda program: {"sync-load": 1}).alone == ""
 
 
 def test_scenarios_are_of_capabilities_that_there_are() -> None:
