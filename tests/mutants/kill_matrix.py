@@ -7,6 +7,7 @@
     python tests/mutants/kill_matrix.py --full          each connector on all suites
     python tests/mutants/kill_matrix.py --only REGEX    some connectors
     python tests/mutants/kill_matrix.py --device cuda   only what needs a GPU
+    python tests/mutants/kill_matrix.py --share 1/2     the first of two shares of what is chosen otherwise
     python tests/mutants/kill_matrix.py --book FILE     write the matrix as Markdown, too
     python tests/mutants/kill_matrix.py --resume FILE   keep what each connector gave in FILE, and go on from there
 
@@ -64,13 +65,15 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """
     elsewhere = [entry for entry in entries if entry.kind == "mutant" and not is_here(entry.device)]
     mutants = [entry for entry in entries if entry.kind == "mutant" and entry not in elsewhere]
-    lacking = {rule for entry in mutants for rule in entry.expected}
+    # Asked once: the catalogue and the installed release have to be read for it.
+    expected = [(entry, entry.expected) for entry in mutants]
+    lacking = {rule for _, rules in expected for rule in rules}
     chosen: list[Entry] = []
     while lacking:
         # The first of those that break most: greedy, and the same every time.
-        best = max(mutants, key=lambda entry: len(lacking & entry.expected))
+        best, rules = max(expected, key=lambda pair: len(lacking & pair[1]))
         chosen.append(best)
-        lacking -= best.expected
+        lacking -= rules
     used: Counter[str] = Counter()
     for entry in entries:
         if entry.kind == "odd":
@@ -78,6 +81,18 @@ def cover(entries: Sequence[Entry]) -> tuple[Entry, ...]:
             used[suite] += 1
             chosen.append(replace(entry, suites=(suite,)))
     return (*chosen, *elsewhere)
+
+
+def share(entries: Sequence[Entry], which: str) -> tuple[Entry, ...]:
+    """The k-th of n shares, "k/n": every n-th entry, so that all shares hold some of each chapter.
+
+    Raises:
+        click.UsageError: it is none.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", which)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise click.UsageError(f"--share is {which!r}: it has to be k/n with k from 1 to n, such as 1/2.")
+    return tuple(entries[int(found[1]) - 1 :: int(found[2])])
 
 
 @cache
@@ -255,6 +270,7 @@ def _toml(value: Any) -> str:
 @click.option("--cover", "covering", is_flag=True, help="Only as many mutants as break every rule once.")
 @click.option("--narrow", is_flag=True, help="Mutants on the tests of their rules only, as with --cover.")
 @click.option("--full", is_flag=True, help="All suites for every connector.")
+@click.option("--share", "which", default="1/1", help="Only the k-th of n shares of them: k/n.")
 @click.option("--jobs", default=2, show_default=True, help="pytest processes at a time.")
 @click.option("--book", "book_file", type=click.Path(path_type=Path), help="Write the matrix to this Markdown file.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Keep results in this file, and use those in it.")
@@ -265,6 +281,7 @@ def main(
     covering: bool,
     narrow: bool,
     full: bool,
+    which: str,
     jobs: int,
     book_file: Path | None,
     resume: Path | None,
@@ -278,7 +295,7 @@ def main(
     entries = tuple(entry for entry in entries if device in (None, entry.device))
     if device is not None and not is_here(device):
         raise click.UsageError(f"there is no {device} device here: nothing can be tried.")
-    entries = cover(entries) if covering else entries
+    entries = share(cover(entries) if covering else entries, which)
     started = time.monotonic()
     outcomes = run(entries, full=full, narrow=narrow or covering, jobs=jobs, kept=resume)
     table = Table("connector", "kind", "found to break", "")
