@@ -95,10 +95,12 @@ def deliver_handshake(scheduler_connector: Any, per_worker: list[dict[tuple[int,
 
 
 def inherits(connector: Any, hook: str) -> bool:
-    """Whether the class leaves ``hook`` to vLLM's base class."""
+    """Whether the instance leaves ``hook`` to vLLM's base class, recorded or not."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
-    return getattr(type(connector), hook, None) is getattr(KVConnectorBase_V1, hook, None)
+    method = getattr(connector, hook, None)
+    function = getattr(getattr(method, "__wrapped__", method), "__func__", None)
+    return function is not None and function is getattr(KVConnectorBase_V1, hook, None)
 
 
 def v2_pre_forward(

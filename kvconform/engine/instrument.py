@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from kvconform.engine import compat
 from kvconform.engine.history import FINISH_HOOKS, ChildCall, Event, HookCall, Role
 
 # Hooks the engine calls on either role (vllm/distributed/kv_transfer/kv_connector/v1/base.py, 0.29.0 to 0.33.0).
@@ -137,15 +138,18 @@ class Recorder:
         for hook in SCHEDULER_HOOKS if role == "scheduler" else WORKER_HOOKS:
             original = getattr(connector, hook, None)
             if callable(original):
-                setattr(connector, hook, self._recording(original, hook, role, rank))
+                own = not compat.inherits(connector, hook)
+                setattr(connector, hook, self._recording(original, hook, role, rank, own=own))
         if self._child is not None:
             index, recorder = self._child
             recorder.attach(connector._connectors[index], role, rank)
 
-    def _recording(self, original: Callable[..., Any], hook: str, role: Role, rank: int) -> Callable[..., Any]:
+    def _recording(
+        self, original: Callable[..., Any], hook: str, role: Role, rank: int, *, own: bool
+    ) -> Callable[..., Any]:
         describe = _ARGUMENTS.get(hook)
         # What a connector leaves to the base class is vLLM's own, and touches nothing; but lives begin and end there.
-        foreign = hook in _LIVES or not _of_base_class(original, hook)
+        foreign = hook in _LIVES or own
         watched = foreign and (role == "scheduler" or hook in _REPORTS)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -177,13 +181,6 @@ class Recorder:
         recorded.__name__ = hook
         recorded.__wrapped__ = original  # type: ignore[attr-defined]
         return recorded
-
-
-def _of_base_class(original: Callable[..., Any], hook: str) -> bool:
-    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
-
-    function = getattr(original, "__func__", None)
-    return function is not None and function is getattr(KVConnectorBase_V1, hook, None)
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:

@@ -42,9 +42,12 @@ class HeadRows:
             return None
         first = view.storage_offset()
         blocks, heads, tokens = (step // width for step in steps)
-        rows = [as_contents(side.numpy()[first : first + (len(side) - first) // width * width], width)
-                for side in (raw, shadow)]  # fmt: skip
-        return cls(rows[0], rows[1], (blocks, heads, tokens), view.shape[1])
+
+        def rows(side: torch.Tensor) -> Contents:
+            flat = side.numpy()[first:]
+            return as_contents(flat[: len(flat) // width * width], width)
+
+        return cls(rows(raw), rows(shadow), (blocks, heads, tokens), view.shape[1])
 
     def index(self, kernel_blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Index:
         """Kernel block ids [T] and token offsets in them [T] -> the rows of T slots."""

@@ -131,7 +131,7 @@ class KVMemory:
         self.raw = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         self._guard_bytes = guard_bytes
         self._life = [0] * self.num_blocks
-        self._write_poison(list(range(self.num_blocks)), tuple(self.layers))
+        self._fill_with_poison()
         #: Always the same tensor, so that views of it can be kept.
         self.shadow = self.raw.clone()
         self._shadow_views = {name: _like(layer.bytes, self.shadow) for name, layer in self.layers.items()}
@@ -188,20 +188,13 @@ class KVMemory:
         """Give each block a new life: the group's layers hold poison there that names the block and the life."""
         if not blocks:
             return
-        names = tuple(name for name, layer in self.layers.items() if layer.group == group)
         for block in blocks:
             self._life[block] += 1
-        for name in names:
-            memory, heads = self.layers[name], self.head_rows[name]
-            if heads is None:
-                self._write_poison(blocks, (name,))
-                rows = memory.rows(blocks)
-                self._shadow_view(memory)[rows] = memory.bytes[rows]
-            else:
-                slots = memory.slots_per_block
+        for name, layer in self.layers.items():
+            if layer.group == group:
+                slots = layer.slots_per_block
                 offsets = np.tile(np.arange(slots), len(blocks))
-                places = memory.kernel_places(np.repeat(blocks, slots), offsets)
-                heads.put(heads.index(*places), of_tensor(self._poison_of(blocks, memory)))
+                self.write(name, np.repeat(blocks, slots), offsets, self._poison_of(blocks, layer))
 
     def life(self, block: int) -> int:
         """How often this block was handed out anew."""
@@ -288,9 +281,10 @@ class KVMemory:
 
     # -- internals -------------------------------------------------------------------------------------------------
 
-    def _write_poison(self, blocks: list[int], names: tuple[str, ...]) -> None:
-        for name in names:
-            memory = self.layers[name]
+    def _fill_with_poison(self) -> None:
+        """Poison of the first life in all blocks, before there is a shadow."""
+        blocks = list(range(self.num_blocks))
+        for memory in self.layers.values():
             content = self._poison_of(blocks, memory)
             tokens = memory.slots_per_block // memory.kernel_blocks_per_block
             memory.bytes[memory.rows(blocks)] = content.view(-1, tokens, *content.shape[1:]).transpose(1, 2)

@@ -52,8 +52,6 @@ class Execution:
         self._fresh: list[GroupBlocks] | None = None
         self._aggregator: Any = None
         self._clearing: tuple[int, ...] = ()
-        #: Whether the connector has a handle_preemptions of its own.
-        self._hooked = False
         self._late: deque[tuple[set[str], set[str]]] = deque([(set(), set())] * engine.options.late_steps)
         self.fail_after: int | None = None
         engine.recorder.after["handle_preemptions"] = self._after_handle_preemptions
@@ -81,7 +79,6 @@ class Execution:
                     SimulatedWorker(own, plan, engine.options, engine.recorder, device, engine.number, rank)
                 )
         self._ranks.built()
-        self._hooked = not compat.inherits(self.workers[0].connector, "handle_preemptions")
 
     def connect(self, scheduler_connector: Any) -> None:
         """The aggregator is made once the scheduler role is there (Executor.init_kv_output_aggregator)."""
@@ -304,7 +301,7 @@ class Execution:
         if self._fresh is None:
             self._fresh = self._engine.ledger.take_fresh()
         memory, fresh, cleared = self._running.memory, self._fresh, self._clearing
-        if self._hooked or fresh or cleared:
+        if fresh or cleared or not compat.inherits(self._running.connector, "handle_preemptions"):
             self._check(self._running, "in handle_preemptions")
         if self._work is None:
             _hand_out(memory, fresh)

@@ -89,8 +89,8 @@ class Rows:
     parts: tuple[Part, ...]
     layer: LayerMemory
     chains: Mapping[str, TokenChain]
-    _index: Index | None = None
-    _contents: Contents | None = None
+    _index: Index | None = field(default=None, init=False, repr=False)
+    _contents: Contents | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
