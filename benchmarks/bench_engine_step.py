@@ -21,7 +21,9 @@ from kvconform.api import prepare
 
 prepare("cpu")
 from kvconform.engine import compat  # noqa: E402
-from kvconform.engine.history import History, Scheduled, WrongBytes  # noqa: E402
+from kvconform.engine.byte_events import WrongBytes  # noqa: E402
+from kvconform.engine.events import Scheduled  # noqa: E402
+from kvconform.engine.history import History  # noqa: E402
 from kvconform.engine.options import ConnectorSpec, EngineOptions  # noqa: E402
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state  # noqa: E402
 from kvconform.engine.vllm_engine.engine import VllmEngine  # noqa: E402

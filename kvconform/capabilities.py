@@ -15,16 +15,9 @@ from typing import Any
 
 from kvconform.checks.calls import is_asynchronous, is_held
 from kvconform.checks.class_model import ClassShape
-from kvconform.engine.history import (
-    FINISH_HOOKS,
-    ChildCall,
-    Compared,
-    EngineStarted,
-    EventsPublished,
-    History,
-    HookCall,
-    ProgramAction,
-)
+from kvconform.engine.byte_events import Compared
+from kvconform.engine.events import FINISH_HOOKS, ChildCall, EngineStarted, EventsPublished, HookCall, ProgramAction
+from kvconform.engine.history import History
 from kvconform.rules.model import CAPABILITIES
 
 #: Asked of every connector: the engine decides about them, not the connector.

@@ -22,7 +22,9 @@ from kvconform.checks import Examination, Finding, examine
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
 from kvconform.config import RunConfig, placeholders
-from kvconform.engine.history import EngineRaised, History, Unsimulated, WrongBytes
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.events import EngineRaised, Unsimulated
+from kvconform.engine.history import History
 from kvconform.faults import Setting, StoreFaults
 from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kvconform.config import RunConfig
-from kvconform.engine.history import History, NeverIdle
+from kvconform.engine.events import NeverIdle
+from kvconform.engine.history import History
 from kvconform.engine.options import STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
 from kvconform.engine.protocol import Engine
 from kvconform.faults import Setting, StoreFaults

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvconform.engine.history import Role
+from kvconform.engine.events import Role
 from kvconform.engine.instrument import SCHEDULER_HOOKS, WORKER_HOOKS
 
 

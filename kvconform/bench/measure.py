@@ -27,7 +27,7 @@ from kvconform.bench.engine import BenchEngine, Stepped
 from kvconform.bench.figures import FEWEST_ROUNDS, Cost, Measured, Rate, When, cost, rate
 from kvconform.bench.plan import HYBRID, Case
 from kvconform.config import RunConfig
-from kvconform.engine.history import FINISH_HOOKS
+from kvconform.engine.events import FINISH_HOOKS
 from kvconform.engine.instrument import describe_error
 from kvconform.engine.options import ConnectorSpec
 from kvconform.scenario.program import RequestSpec

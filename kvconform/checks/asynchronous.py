@@ -10,16 +10,9 @@ from kvconform.checks.asynchronous_lives import REPORT_HOOKS, Life, Lives, follo
 from kvconform.checks.calls import is_asynchronous
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import (
-    Arrived,
-    Compared,
-    History,
-    HookCall,
-    NeverIdle,
-    Scheduled,
-    Stray,
-    WrongBytes,
-)
+from kvconform.engine.byte_events import Arrived, Compared, Stray, WrongBytes
+from kvconform.engine.events import HookCall, NeverIdle, Scheduled
+from kvconform.engine.history import History
 
 
 def _faults(rule: str) -> Callable[[History], Iterator[Finding]]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kvconform.checks.calls import is_asynchronous, is_held
-from kvconform.engine.history import FINISH_HOOKS, Event, History, HookCall, NeverIdle, ProgramAction
+from kvconform.engine.events import FINISH_HOOKS, Event, HookCall, NeverIdle, ProgramAction
+from kvconform.engine.history import History
 
 REPORT_HOOKS = ("get_transfer_results", "get_finished")
 

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvconform.engine.history import (
-    FINISH_HOOKS,
-    EngineRaised,
-    EngineStarted,
-    ForeignState,
-    History,
-    HookCall,
-    StoreBroken,
-)
+from kvconform.engine.events import FINISH_HOOKS, EngineRaised, EngineStarted, ForeignState, HookCall, StoreBroken
+from kvconform.engine.history import History
 
 #: Where a worker loads.
 LOADING_HOOKS = ("start_load_kv", "wait_for_layer_load")

@@ -10,7 +10,8 @@ from kvconform.checks.asynchronous_lives import REPORT_HOOKS, reported
 from kvconform.checks.calls import failed_blocks, is_asynchronous, is_held, offered, raised
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import FINISH_HOOKS, ChildCall, EngineRaised, EngineStarted, Event, History, HookCall
+from kvconform.engine.events import FINISH_HOOKS, ChildCall, EngineRaised, EngineStarted, Event, HookCall
+from kvconform.engine.history import History
 
 _FAILED_BLOCKS = "get_block_ids_with_load_errors"
 _Found = tuple[str, str, str, Event, str]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kvconform.checks.class_model import ClassObservation, Raised
 from kvconform.checks.model import Finding
-from kvconform.engine.history import Event
+from kvconform.engine.events import Event
 
 #: Fields of KVTransferConfig that 0.32.0 removed (vllm/config/kv_transfer.py; there until 0.31.0).
 REMOVED = ("kv_buffer_size", "kv_rank", "kv_parallel_size", "kv_ip")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import Crossing, History
+from kvconform.engine.events import Crossing
+from kvconform.engine.history import History
 
 _EXPECTED = "an object that the standard pickler takes, as vLLM's message queue needs it"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvconform.checks.model import Check, no_finding
-from kvconform.engine.history import Compared, HeldBack, History, Scheduled
+from kvconform.engine.byte_events import Compared
+from kvconform.engine.events import HeldBack, Scheduled
+from kvconform.engine.history import History
 
 
 def _saved(history: History) -> Mapping[str, int]:

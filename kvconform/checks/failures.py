@@ -7,18 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from kvconform.checks.calls import finishes, offered, refused_to_go_on
 from kvconform.checks.loads import Load, Report, block_sizes, loads, reports
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import (
-    Compared,
-    EngineRaised,
-    History,
-    HookCall,
-    NeverIdle,
-    ProgramAction,
-    StoreBroken,
-    Stray,
-    Tokens,
-    WrongBytes,
-)
+from kvconform.engine.byte_events import Compared, Stray, WrongBytes
+from kvconform.engine.events import EngineRaised, HookCall, NeverIdle, ProgramAction, StoreBroken, Tokens
+from kvconform.engine.history import History
 
 #: Worker steps after which a report is no longer taken for a late one of an old load.
 LATE = 3

@@ -8,7 +8,8 @@ from typing import Any
 from kvconform.checks.calls import failed_here, finishes, is_held, raised
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import FINISH_HOOKS, History, HookCall
+from kvconform.engine.events import FINISH_HOOKS, HookCall
+from kvconform.engine.history import History
 
 #: How the result of a hook of no known type is recorded.
 _OBJECT = "<"

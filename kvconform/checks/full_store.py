@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvconform.checks.model import Examination, Finding
-from kvconform.engine.history import Event
+from kvconform.engine.events import Event
 
 # Such a finding is about a whole program, compared with another one.
 _WHOLE = Event(0, 0)

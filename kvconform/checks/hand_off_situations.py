@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from kvconform.checks.hand_offs import CONSUMER, PRODUCER, Decode, Prefill, arrived, of_decodes
 from kvconform.checks.model import Situation
-from kvconform.engine.history import EngineStarted, History, ProgramAction, Scheduled
+from kvconform.engine.events import EngineStarted, ProgramAction, Scheduled
+from kvconform.engine.history import History
 
 
 def _shown(

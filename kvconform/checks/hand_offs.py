@@ -12,16 +12,9 @@ from dataclasses import dataclass, field
 from kvconform.checks.calls import is_held
 from kvconform.checks.model import Finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import (
-    FINISH_HOOKS,
-    Arrived,
-    Event,
-    History,
-    HookCall,
-    Outlasted,
-    ProgramAction,
-    Tokens,
-)
+from kvconform.engine.byte_events import Arrived
+from kvconform.engine.events import FINISH_HOOKS, Event, HookCall, Outlasted, ProgramAction, Tokens
+from kvconform.engine.history import History
 
 PRODUCER, CONSUMER = 1, 2
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import FINISH_HOOKS, EngineStarted, History, HookCall, Scheduled, Stray, WrongBytes
+from kvconform.engine.byte_events import Stray, WrongBytes
+from kvconform.engine.events import FINISH_HOOKS, EngineStarted, HookCall, Scheduled
+from kvconform.engine.history import History
 
 
 def rule_of(history: History, finding: Finding) -> str:

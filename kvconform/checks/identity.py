@@ -10,7 +10,9 @@ from kvconform.checks.loads import block_sizes
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.signature import BEFORE
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import Compared, History, ProgramAction
+from kvconform.engine.byte_events import Compared
+from kvconform.engine.events import ProgramAction
+from kvconform.engine.history import History
 
 if TYPE_CHECKING:
     from kvconform.isolation.reopening import Reopened

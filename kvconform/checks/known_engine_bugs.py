@@ -13,17 +13,9 @@ from dataclasses import dataclass
 from kvconform.checks.asynchronous_lives import reported
 from kvconform.checks.calls import finishes, is_asynchronous, offered
 from kvconform.checks.loads import Load, block_sizes, reports
-from kvconform.engine.history import (
-    FINISH_HOOKS,
-    ChildCall,
-    EngineRaised,
-    EngineStarted,
-    Event,
-    History,
-    HookCall,
-    Scheduled,
-    WrongBytes,
-)
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.events import FINISH_HOOKS, ChildCall, EngineRaised, EngineStarted, Event, HookCall, Scheduled
+from kvconform.engine.history import History
 from kvconform.rules.engine_bugs import EngineBug, load_engine_bugs
 
 #: Engine and block.

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from kvconform.checks.calls import failed_blocks, is_asynchronous
-from kvconform.engine.history import EngineStarted, History, HookCall
+from kvconform.engine.events import EngineStarted, HookCall
+from kvconform.engine.history import History
 
 
 @dataclass(frozen=True)

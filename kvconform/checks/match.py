@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import History, HookCall
+from kvconform.engine.events import HookCall
+from kvconform.engine.history import History
 
 
 def _answers(history: History) -> Iterator[tuple[HookCall, Any]]:

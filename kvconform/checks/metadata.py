@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from kvconform.checks.calls import failed_blocks, failed_here, raised
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.order import scheduled_ahead
-from kvconform.engine.history import BlockStateKept, CacheReset, History, HookCall, Scheduled
+from kvconform.engine.events import BlockStateKept, CacheReset, HookCall, Scheduled
+from kvconform.engine.history import History
 
 
 def _first_without_blocks(history: History) -> Iterator[HookCall]:

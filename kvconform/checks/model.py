@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvconform.engine.history import Event, History
+from kvconform.engine.events import Event
+from kvconform.engine.history import History
 
 
 @dataclass(frozen=True)

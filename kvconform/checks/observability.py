@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import EventsPublished, History, MetricsObserved, StatisticsRead, StatisticsTaken
+from kvconform.engine.events import EventsPublished, MetricsObserved, StatisticsRead, StatisticsTaken
+from kvconform.engine.history import History
 
 _KINDS = (StatisticsTaken, StatisticsRead, MetricsObserved, EventsPublished)
 

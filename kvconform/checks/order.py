@@ -6,15 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.calls import failed_here, is_asynchronous, raised
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import (
-    EngineRaised,
-    ForwardFailed,
-    History,
-    HookCall,
-    MetadataBound,
-    ProgramAction,
-    StoreBroken,
-)
+from kvconform.engine.events import EngineRaised, ForwardFailed, HookCall, MetadataBound, ProgramAction, StoreBroken
+from kvconform.engine.history import History
 
 _LAYER_HOOKS = ("wait_for_layer_load", "save_kv_layer")
 _RESULTS = ("get_finished", "get_transfer_results")

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from kvconform.checks.calls import failed_here, finishes, raised
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import FINISH_HOOKS, History, HookCall, ProgramAction
+from kvconform.engine.events import FINISH_HOOKS, HookCall, ProgramAction
+from kvconform.engine.history import History
 
 _RESULTS = ("get_finished", "get_transfer_results")
 _ALLOC_EXPECTED = "update_state_after_alloc takes 0 external tokens, for which there is nothing to load"

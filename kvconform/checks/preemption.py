@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from kvconform.checks.model import Check, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import History, Scheduled
+from kvconform.engine.events import Scheduled
+from kvconform.engine.history import History
 
 
 def _preempted(history: History) -> list[int]:

@@ -13,13 +13,8 @@ from kvconform.checks.calls import raised
 from kvconform.checks.hand_offs import CONSUMER, PRODUCER, Decode, Prefill, arrived, of_decodes, prefills
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.silent_store import ended_in_silence, stuck_in_silence
-from kvconform.engine.history import (
-    History,
-    HookCall,
-    Outlasted,
-    ProgramAction,
-    Scheduled,
-)
+from kvconform.engine.events import HookCall, Outlasted, ProgramAction, Scheduled
+from kvconform.engine.history import History
 
 _NORMAL = ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
 

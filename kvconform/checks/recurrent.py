@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from kvconform.checks import hybrid
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import DivergentHit, EngineStarted, History, HookCall, WrongBytes
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.events import DivergentHit, EngineStarted, HookCall
+from kvconform.engine.history import History
 
 
 def rule_of(history: History, finding: Finding) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import EngineRaised, History
+from kvconform.engine.events import EngineRaised
+from kvconform.engine.history import History
 
 
 def _stumbled(history: History) -> Iterator[Finding]:

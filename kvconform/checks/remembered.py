@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.calls import finishes
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import EndedIdsHeld, History, HookCall, Scheduled
+from kvconform.engine.events import EndedIdsHeld, HookCall, Scheduled
+from kvconform.engine.history import History
 
 #: Fewer requests of one kind could be those that ended last.
 ENOUGH = 3

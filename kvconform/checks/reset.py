@@ -10,14 +10,8 @@ from operator import eq
 
 from kvconform.checks.calls import offered
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import (
-    FINISH_HOOKS,
-    CacheReset,
-    History,
-    HookCall,
-    ProgramAction,
-    Tokens,
-)
+from kvconform.engine.events import FINISH_HOOKS, CacheReset, HookCall, ProgramAction, Tokens
+from kvconform.engine.history import History
 
 #: Chances that a prompt gets after a reset to be stored and found again, before it counts as lost.
 CHANCES = 3

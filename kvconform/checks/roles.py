@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from kvconform.checks.calls import failed_blocks, failed_here
 from kvconform.checks.model import Check, Examination, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import (
+from kvconform.engine.events import (
     BorrowedChanged,
     Event,
     ForeignState,
-    History,
     HookCall,
     MetadataHeld,
     ProgramAction,
@@ -19,6 +18,7 @@ from kvconform.engine.history import (
     RolesInspected,
     TransferParams,
 )
+from kvconform.engine.history import History
 
 # Called on both roles (contract: ROLE-03).
 BOTH_ROLES = ("get_kv_connector_stats", "shutdown")

@@ -8,7 +8,8 @@ from kvconform.checks.calls import failed_here, raised
 from kvconform.checks.finish import handed_out_again
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
-from kvconform.engine.history import History, HookCall
+from kvconform.engine.events import HookCall
+from kvconform.engine.history import History
 
 
 def _without_layers(history: History) -> Iterator[HookCall]:

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import (
-    Audited,
-    Compared,
-    EngineRaised,
-    EngineStarted,
-    ForeignState,
-    History,
-    ProgramAction,
-    WrongBytes,
-)
+from kvconform.engine.byte_events import Audited, Compared, WrongBytes
+from kvconform.engine.events import EngineRaised, EngineStarted, ForeignState, ProgramAction
+from kvconform.engine.history import History
 
 _FIRST = ("worker shutdown", "scheduler shutdown")
 _SECOND = ("second worker shutdown", "second scheduler shutdown")

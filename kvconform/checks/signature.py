@@ -10,7 +10,7 @@ from typing import Any
 
 from kvconform.checks.class_model import ClassObservation, ClassShape, Raised, RoleObservation
 from kvconform.checks.model import Finding
-from kvconform.engine.history import Event
+from kvconform.engine.events import Event
 
 #: Read by the scheduler as attributes (vllm/v1/core/sched/scheduler.py, Scheduler.__init__, 0.27.1 and 0.28.0 on).
 FLAGS: tuple[str, ...] = ("requires_kv_delivery", "supports_divergent_local_hybrid_hits")

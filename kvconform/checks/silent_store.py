@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from kvconform.checks.calls import offered
 from kvconform.checks.loads import reports
 from kvconform.checks.model import Finding
-from kvconform.engine.history import Event, History, HookCall, NeverIdle, ProgramAction, StoreBroken
+from kvconform.engine.events import Event, HookCall, NeverIdle, ProgramAction, StoreBroken
+from kvconform.engine.history import History
 
 
 def stuck_in_silence(history: History) -> Iterator[Finding]:

@@ -12,7 +12,9 @@ from kvconform.checks.calls import offered
 from kvconform.checks.loads import block_sizes
 from kvconform.checks.model import Check, Finding
 from kvconform.checks.transfer import place
-from kvconform.engine.history import Compared, Event, History, HookCall, ProgramAction, Scheduled, Stray
+from kvconform.engine.byte_events import Compared, Stray
+from kvconform.engine.events import Event, HookCall, ProgramAction, Scheduled
+from kvconform.engine.history import History
 
 _EXPECTED = "all tokens of {} are computed: it must not be served from any cache (skip_reading_prefix_cache)"
 

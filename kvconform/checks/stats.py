@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from kvconform.checks.model import Check
 from kvconform.checks.observability import problems, read, taken
-from kvconform.engine.history import ChildCall, History, MetricsObserved, StatisticsRead, StatisticsTaken
+from kvconform.engine.events import ChildCall, MetricsObserved, StatisticsRead, StatisticsTaken
+from kvconform.engine.history import History
 
 
 def _both_roles(history: History) -> Mapping[str, int]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.calls import LOADING_HOOKS, refused_to_go_on
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.history import Arrived, Compared, EngineRaised, History, Stray, WrongBytes
+from kvconform.engine.byte_events import Arrived, Compared, Stray, WrongBytes
+from kvconform.engine.events import EngineRaised
+from kvconform.engine.history import History
 from kvconform.kvcache.provenance import runs, span
 
 

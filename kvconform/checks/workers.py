@@ -7,15 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.history import (
-    EngineRaised,
-    History,
-    HookCall,
-    NeverIdle,
-    ReportsMerged,
-    ReportTested,
-    StoreBroken,
-)
+from kvconform.engine.events import EngineRaised, HookCall, NeverIdle, ReportsMerged, ReportTested, StoreBroken
+from kvconform.engine.history import History
 
 _KINDS = ("finished_sending", "finished_recving")
 

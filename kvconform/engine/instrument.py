@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from kvconform.engine import compat
-from kvconform.engine.history import FINISH_HOOKS, ChildCall, Event, HookCall, Role
+from kvconform.engine.events import FINISH_HOOKS, ChildCall, Event, HookCall, Role
 
 # Hooks the engine calls on either role (vllm/distributed/kv_transfer/kv_connector/v1/base.py, 0.29.0 to 0.33.0).
 SCHEDULER_HOOKS: tuple[str, ...] = (

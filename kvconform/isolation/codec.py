@@ -15,14 +15,18 @@ import cattrs
 from cattrs.strategies import configure_tagged_union
 
 from kvconform.checks.model import Examination, Finding
-from kvconform.engine import history as events
-from kvconform.engine.history import Event, History, HookCall
+from kvconform.engine import byte_events, events
+from kvconform.engine.events import Event, HookCall
+from kvconform.engine.history import History
 from kvconform.scenario.program import Action, Program
 
 T = TypeVar("T")
 
-EVENT_TYPES: tuple[type[Event], ...] = tuple(
-    kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+EVENT_TYPES: frozenset[type[Event]] = frozenset(
+    kind
+    for module in (events, byte_events)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 )
 
 

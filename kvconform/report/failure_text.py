@@ -6,18 +6,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import (
-    Arrived,
-    EngineRaised,
-    Event,
-    History,
-    HookCall,
-    ProgramAction,
-    Scheduled,
-    Stray,
-    Tokens,
-    WrongBytes,
-)
+from kvconform.engine.byte_events import Arrived, Stray, WrongBytes
+from kvconform.engine.events import EngineRaised, Event, HookCall, ProgramAction, Scheduled, Tokens
+from kvconform.engine.history import History
 from kvconform.isolation.room import CrashedError, HungError
 from kvconform.picture import lines_of
 from kvconform.report.picturing import pictures_of

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import Arrived, BlockTable, Event, History, HookCall, Stray, WrongBytes
+from kvconform.engine.byte_events import Arrived, BlockTable, Stray, WrongBytes
+from kvconform.engine.events import Event, HookCall
+from kvconform.engine.history import History
 from kvconform.kvcache.provenance import runs
 from kvconform.picture import MAX_BLOCKS, MAX_WRONG, STRAY, Group, Picture, Wrong
 

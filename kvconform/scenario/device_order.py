@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from kvconform.checks.model import Finding
 from kvconform.checks.transfer import left_untouched
-from kvconform.engine.history import Arrived, History, WrongBytes
+from kvconform.engine.byte_events import Arrived, WrongBytes
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
 from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, HoldBack, Program, RequestSpec

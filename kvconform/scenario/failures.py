@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from kvconform.checks.failures import broken_rule, failed_rule, recomputed_rule, refused_rule
 from kvconform.checks.model import Finding
-from kvconform.engine.history import History, NeverIdle
+from kvconform.engine.events import NeverIdle
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario.program import (
     Action,

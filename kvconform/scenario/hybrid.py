@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.checks.hybrid import rule_of
-from kvconform.engine.history import WrongBytes
+from kvconform.engine.byte_events import WrongBytes
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
 from kvconform.scenario.program import Action, Add, BreakStore, Drain, ForgetLocal, Program, RequestSpec, Step

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvconform.engine.history import History, ProgramAction
+from kvconform.engine.events import ProgramAction
+from kvconform.engine.history import History
 from kvconform.engine.protocol import Engine
 from kvconform.isolation.orphans import die_with_parent
 from kvconform.scenario.program import FinishRequests, HandOff, Leave, Outlast, Turn

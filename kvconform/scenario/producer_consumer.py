@@ -14,7 +14,8 @@ from kvconform.checks import hand_off_situations as shown
 from kvconform.checks.hand_offs import kept_rule
 from kvconform.checks.model import Finding
 from kvconform.checks.transfer import left_untouched, local_hit_rule
-from kvconform.engine.history import Arrived, History, WrongBytes
+from kvconform.engine.byte_events import Arrived, WrongBytes
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.scenario.hand_offs import (
     BOTH,

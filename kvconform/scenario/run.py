@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from kvconform.engine.history import Event, ForwardFailed, History, HookCall, ProgramAction, StoreBroken
+from kvconform.engine.events import Event, ForwardFailed, HookCall, ProgramAction, StoreBroken
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import Engine, EngineStopped
 from kvconform.kvcache.provenance import Provenance

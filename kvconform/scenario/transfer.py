@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from kvconform.checks.model import Finding, Situation
 from kvconform.checks.transfer import left_untouched, local_hit_rule
-from kvconform.engine.history import History, Scheduled, WrongBytes
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.events import Scheduled
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.scenario.program import (

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import History, WrongBytes
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario.program import BreakStore, Drain, ForgetLocal, Program
 from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload

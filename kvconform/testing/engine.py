@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvconform.engine.history import History, ProgramAction
+from kvconform.engine.events import ProgramAction
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.provenance import Provenance
 from kvconform.testing.configuration import VllmConfigFactory

@@ -6,17 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from kvconform.checks import CHECKS_BY_RULE, Finding, examine
-from kvconform.engine.history import (
-    Compared,
-    Crossing,
-    EngineRaised,
-    Event,
-    History,
-    HookCall,
-    Stray,
-    Tokens,
-    WrongBytes,
-)
+from kvconform.engine.byte_events import Compared, Stray, WrongBytes
+from kvconform.engine.events import Crossing, EngineRaised, Event, HookCall, Tokens
+from kvconform.engine.history import History
 
 LAYER = "model.layers.0.self_attn.attn"
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from histories import alloc, broken, found, match, stray, witness
 
-from kvconform.engine.history import Arrived, Compared, Event, HookCall, NeverIdle, ProgramAction
+from kvconform.engine.byte_events import Arrived, Compared
+from kvconform.engine.events import Event, HookCall, NeverIdle, ProgramAction
 
 
 def add(request: str = "r1", step: int = 0) -> ProgramAction:

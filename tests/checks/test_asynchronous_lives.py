@@ -10,7 +10,7 @@ from histories import alloc, broken, failing, found, history, match, witness
 from test_asynchronous_findings import HELD, LOADED, LOADING, add, finish, results, stuck, taken
 
 from kvconform.checks.asynchronous_lives import follow, reported
-from kvconform.engine.history import Event, HookCall, NeverIdle, ProgramAction
+from kvconform.engine.events import Event, HookCall, NeverIdle, ProgramAction
 
 ABORTED = (*LOADING, finish(False, status="FINISHED_ABORTED"))
 FAILED = (*LOADING, finish(False, status="FINISHED_ERROR"))

@@ -8,7 +8,8 @@ import pytest
 from histories import alloc, compared, found, match, stray, witness, wrong
 from test_asynchronous_findings import HELD, LOADED, LOADING, add, finish, results, stuck
 
-from kvconform.engine.history import Arrived, Compared, Event, HookCall, Scheduled
+from kvconform.engine.byte_events import Arrived, Compared
+from kvconform.engine.events import Event, HookCall, Scheduled
 
 
 def arrived(step: int = 2, *, engine: int = 1, **more: Any) -> Arrived:

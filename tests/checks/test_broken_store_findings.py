@@ -12,7 +12,7 @@ from test_failure_findings import GROUPS, START, step
 
 from kvconform.checks import Finding
 from kvconform.checks.failures import broken_rule, failed_rule, recomputed_rule, refused_rule
-from kvconform.engine.history import Event, HookCall, ProgramAction, StoreBroken, Tokens
+from kvconform.engine.events import Event, HookCall, ProgramAction, StoreBroken, Tokens
 
 # -- symptoms of a broken store ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ import pytest
 from histories import history, match, raised
 
 from kvconform.checks import calls
-from kvconform.engine.history import EngineRaised, EngineStarted, ForeignState, History, HookCall, StoreBroken
+from kvconform.engine.events import EngineRaised, EngineStarted, ForeignState, HookCall, StoreBroken
+from kvconform.engine.history import History
 
 
 def hook(result: Any = None, error: str | None = None, where: str | None = "vendor.py:7 in load", **more: Any) -> Any:

@@ -9,7 +9,7 @@ from histories import alloc, broken, compared, found, history, match, raised, wi
 
 from kvconform.checks import Finding
 from kvconform.checks.composition import rule_beside_a_stranger, rule_of
-from kvconform.engine.history import ChildCall, EngineStarted, Event, HookCall
+from kvconform.engine.events import ChildCall, EngineStarted, Event, HookCall
 
 
 def child(call: HookCall) -> ChildCall:

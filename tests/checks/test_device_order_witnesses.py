@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from histories import compared, witness
 
-from kvconform.engine.history import Event, HeldBack, Scheduled
+from kvconform.engine.events import Event, HeldBack, Scheduled
 
 EARLY_SAVE = HeldBack(1, 2, "kernels", "saves", unfinished=True)
 SLOW_LOAD = HeldBack(1, 2, "copies", "loads", unfinished=False)

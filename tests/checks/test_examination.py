@@ -9,7 +9,7 @@ from histories import broken, history, match, raised, wrong
 
 from kvconform.checks import examine
 from kvconform.checks.known_engine_bugs import Met
-from kvconform.engine.history import Event
+from kvconform.engine.events import Event
 from kvconform.rules.engine_bugs import load_engine_bugs
 
 

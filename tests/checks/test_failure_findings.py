@@ -9,13 +9,7 @@ import pytest
 from histories import alloc, failing, found, match, raised, witness
 
 from kvconform.checks import CHECKS_BY_RULE
-from kvconform.engine.history import (
-    EngineStarted,
-    Event,
-    EventsPublished,
-    HookCall,
-    StatisticsTaken,
-)
+from kvconform.engine.events import EngineStarted, Event, EventsPublished, HookCall, StatisticsTaken
 
 START = EngineStarted(1, 0, (16,), "recompute")
 

@@ -8,7 +8,7 @@ import pytest
 from histories import alloc, broken, compared, found, history, raised, witness
 
 from kvconform.checks import CHECKS_BY_RULE
-from kvconform.engine.history import HookCall
+from kvconform.engine.events import HookCall
 
 
 def finish(result: Any, error: str | None = None, blocks: list[int] | None = None) -> HookCall:

@@ -10,7 +10,8 @@ from histories import history
 from kvconform.checks import Examination
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.full_store import keeps_newest, keeps_oldest, lost, promises
-from kvconform.engine.history import History, HookCall
+from kvconform.engine.events import HookCall
+from kvconform.engine.history import History
 from kvconform.isolation.codec import dump_examination, load_examination
 
 

@@ -7,7 +7,7 @@ from histories import alloc, compared, history, match, raised, stray, witness, w
 
 from kvconform.checks import Finding
 from kvconform.checks.hybrid import rule_of
-from kvconform.engine.history import EngineStarted, Event, HookCall, Scheduled
+from kvconform.engine.events import EngineStarted, Event, HookCall, Scheduled
 
 
 def load(*groups: list[int], tokens: int = 48, engine: int = 1, hook: str = "update_state_after_alloc") -> HookCall:

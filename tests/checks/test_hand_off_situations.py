@@ -21,7 +21,7 @@ from kvconform.checks.hand_off_situations import (
 )
 from kvconform.checks.hand_offs import kept_rule
 from kvconform.checks.model import Finding, Situation
-from kvconform.engine.history import EngineStarted, Event, HookCall, ProgramAction, Scheduled, Tokens
+from kvconform.engine.events import EngineStarted, Event, HookCall, ProgramAction, Scheduled, Tokens
 
 
 def seen(situation: Situation, *events: Event) -> int:

@@ -23,7 +23,7 @@ from test_producer_consumer_findings import (
 
 from kvconform.checks import hand_offs
 from kvconform.checks.hand_offs import Decode, Prefill, prefills
-from kvconform.engine.history import Event, Tokens
+from kvconform.engine.events import Event, Tokens
 
 
 def followed(*events: Event) -> Prefill:

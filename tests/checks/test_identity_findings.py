@@ -6,7 +6,7 @@ import pytest
 from histories import alloc, broken, compared, found, match, witness
 
 from kvconform.checks.identity import found_again
-from kvconform.engine.history import EngineRaised, HookCall, NeverIdle, ProgramAction
+from kvconform.engine.events import EngineRaised, HookCall, NeverIdle, ProgramAction
 from kvconform.isolation.reopening import Reopened
 
 TOKENS = tuple(range(100, 149))

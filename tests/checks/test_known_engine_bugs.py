@@ -10,16 +10,8 @@ from histories import alloc, match, wrong
 
 from kvconform.checks import Examination, examine
 from kvconform.checks.known_engine_bugs import SITUATIONS
-from kvconform.engine.history import (
-    ChildCall,
-    EngineRaised,
-    EngineStarted,
-    Event,
-    History,
-    HookCall,
-    ProgramAction,
-    Scheduled,
-)
+from kvconform.engine.events import ChildCall, EngineRaised, EngineStarted, Event, HookCall, ProgramAction, Scheduled
+from kvconform.engine.history import History
 from kvconform.rules.engine_bugs import EngineBug, load_engine_bugs
 
 AFFECTED = "0.33.0"

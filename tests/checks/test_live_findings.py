@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from histories import alloc, broken, found, match, raised
 
-from kvconform.engine.history import EngineStarted, Event, Leaked, NeverIdle, ProgramAction, StoreBroken
+from kvconform.engine.events import EngineStarted, Event, Leaked, NeverIdle, ProgramAction, StoreBroken
 
 LATER = raised("wait_for_save", step=9)
 GROUPS = (EngineStarted(1, 0, (16, 16), "recompute"), StoreBroken(1, 0, "data", "missing", 1))

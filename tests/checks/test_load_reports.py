@@ -9,7 +9,7 @@ import pytest
 from histories import alloc, failing, history, match
 
 from kvconform.checks.loads import Load, Report, block_sizes, reports
-from kvconform.engine.history import EngineStarted, Event, HookCall
+from kvconform.engine.events import EngineStarted, Event, HookCall
 
 
 def step(number: int, *, rank: int = 0) -> tuple[Event, Event]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from histories import alloc, found, witness
 
-from kvconform.engine.history import BlockStateKept, CacheReset, Event, HookCall, Scheduled
+from kvconform.engine.events import BlockStateKept, CacheReset, Event, HookCall, Scheduled
 
 
 def built(step: int = 2, *, error: str | None = None, engine: int = 1, **args: Any) -> HookCall:

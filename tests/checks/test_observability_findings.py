@@ -9,7 +9,7 @@ from histories import broken, found, witness
 
 from kvconform.checks.class_model import ClassObservation, Raised, RoleObservation
 from kvconform.checks.configuration import REMOVED, built, misplaced, missing_fields
-from kvconform.engine.history import ChildCall, EventsPublished, HookCall, StatisticsRead, StatisticsTaken
+from kvconform.engine.events import ChildCall, EventsPublished, HookCall, StatisticsRead, StatisticsTaken
 
 BUILT = RoleObservation("worker", is_connector=True, role_kept=True, kv_cache_config="kept")
 SEEN = ClassObservation(worker=BUILT, scheduler=replace(BUILT, role="scheduler"))

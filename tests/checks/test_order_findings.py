@@ -9,7 +9,7 @@ import pytest
 from histories import alloc, failing, found, history, match, raised, witness
 
 from kvconform.checks.order import STEP_HOOKS, scheduled_ahead
-from kvconform.engine.history import Event, ForwardFailed, HookCall, MetadataBound, ProgramAction, StoreBroken
+from kvconform.engine.events import Event, ForwardFailed, HookCall, MetadataBound, ProgramAction, StoreBroken
 
 BROKEN = StoreBroken(1, 1, "data", "removed", 3)
 LAYER_HOOKS = ("wait_for_layer_load", "save_kv_layer")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from histories import alloc, failing, found, match, witness
 
-from kvconform.engine.history import Event, HookCall, ProgramAction
+from kvconform.engine.events import Event, HookCall, ProgramAction
 
 # -- allocations of nothing --------------------------------------------------------------------------------------------
 

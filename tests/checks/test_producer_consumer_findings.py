@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from histories import broken, compared, found, witness
 
-from kvconform.engine.history import Arrived, Event, HookCall, Outlasted, ProgramAction, Scheduled, Tokens
+from kvconform.engine.byte_events import Arrived
+from kvconform.engine.events import Event, HookCall, Outlasted, ProgramAction, Scheduled, Tokens
 
 DECODE = {"do_remote_decode": True}
 GIVEN = {"do_remote_prefill": True}

@@ -9,7 +9,8 @@ from histories import alloc, history, raised, witness, wrong
 
 from kvconform.checks import Finding
 from kvconform.checks.recurrent import divergent_hit_rule, reused_block_rule, rule_of
-from kvconform.engine.history import DivergentHit, EngineStarted, Event, Held, WrongBytes
+from kvconform.engine.byte_events import Held, WrongBytes
+from kvconform.engine.events import DivergentHit, EngineStarted, Event
 
 STARTED = EngineStarted(1, 0, (16, 16), "recompute", (1,))
 ATTENTION_ONLY = EngineStarted(1, 0, (16, 16), "recompute")

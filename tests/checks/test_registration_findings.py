@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from histories import broken, found, witness
 
-from kvconform.engine.history import EngineRaised, HookCall
+from kvconform.engine.events import EngineRaised, HookCall
 from kvconform.engine.instrument import stumbled
 
 ERROR, WHERE = "KeyError: 'model.layers.0'", "vendor.py:7 in register_kv_caches"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from histories import broken, found, match, witness
 
-from kvconform.engine.history import EndedIdsHeld, Event, HookCall, Scheduled
+from kvconform.engine.events import EndedIdsHeld, Event, HookCall, Scheduled
 
 
 def ended(request: str, status: str = "FINISHED_STOPPED", engine: int = 1) -> HookCall:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from histories import alloc, ended, failing, found, match, witness
 
-from kvconform.engine.history import CacheReset, Event, HookCall, ProgramAction, Tokens
+from kvconform.engine.events import CacheReset, Event, HookCall, ProgramAction, Tokens
 
 #: Of 48 tokens and the next one.
 COMMON = tuple(range(49))

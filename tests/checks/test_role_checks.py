@@ -9,7 +9,7 @@ from histories import broken, compared, found, history, match, witness
 
 from kvconform.checks import CHECKS_BY_RULE, examine
 from kvconform.checks.roles import disturbance
-from kvconform.engine.history import (
+from kvconform.engine.events import (
     BorrowedChanged,
     Event,
     ForeignState,

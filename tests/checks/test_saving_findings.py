@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from histories import broken, compared, raised, witness
 
-from kvconform.engine.history import HookCall, Scheduled
+from kvconform.engine.events import HookCall, Scheduled
 
 
 def saved(hook: str, step: int, error: str | None = None) -> HookCall:

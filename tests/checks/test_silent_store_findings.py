@@ -10,7 +10,7 @@ from test_asynchronous_findings import stuck
 from test_failure_findings import START, step
 
 from kvconform.checks.silent_store import ended_in_silence
-from kvconform.engine.history import Event, ProgramAction, StoreBroken
+from kvconform.engine.events import Event, ProgramAction, StoreBroken
 
 SILENT = StoreBroken(1, 1, "silent", "every entry is silent", 3)
 NOTHING = replace(SILENT, files=0)

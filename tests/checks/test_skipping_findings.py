@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from histories import alloc, broken, compared, found, match, stray, witness
 
-from kvconform.engine.history import Event, ProgramAction, Scheduled
+from kvconform.engine.events import Event, ProgramAction, Scheduled
 
 PROMPT = tuple(range(40))
 

@@ -8,7 +8,7 @@ import pytest
 from histories import found, witness
 from test_producer_consumer_findings import GIVEN, added, asked, handed
 
-from kvconform.engine.history import Event, HookCall, ProgramAction
+from kvconform.engine.events import Event, HookCall, ProgramAction
 
 QUERIES = ("on_new_request", "get_num_new_matched_tokens", "update_state_after_alloc")
 

@@ -7,7 +7,7 @@ from histories import LAYER, alloc, found, history, match, raised, stray, witnes
 
 from kvconform.checks.model import Finding
 from kvconform.checks.transfer import local_hit_rule
-from kvconform.engine.history import EngineStarted, Event, StoreBroken
+from kvconform.engine.events import EngineStarted, Event, StoreBroken
 
 POISON, EVERYWHERE = "tokens 0-15 hold poison of block 1", "tokens 16-31 hold 7.0 everywhere"
 

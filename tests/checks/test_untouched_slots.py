@@ -7,7 +7,7 @@ from histories import history, wrong
 
 from kvconform.checks.model import Finding
 from kvconform.checks.transfer import left_untouched
-from kvconform.engine.history import Held, WrongBytes
+from kvconform.engine.byte_events import Held, WrongBytes
 from kvconform.scenario.transfer import drafts
 
 OWN = Held(16, 31, "never written", "poison of block 2 (engine 1)")

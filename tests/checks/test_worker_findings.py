@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from histories import alloc, found, raised, witness
 
-from kvconform.engine.history import Event, HookCall, NeverIdle, ReportsMerged, ReportTested, StoreBroken
+from kvconform.engine.events import Event, HookCall, NeverIdle, ReportsMerged, ReportTested, StoreBroken
 
 
 def on(rank: int, hook: str, result: Any = None, *, step: int = 1, engine: int = 1, role: Any = "worker") -> HookCall:

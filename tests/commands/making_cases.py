@@ -9,7 +9,8 @@ from kvconform.cases.model import Case, Observation, Situation, Tested
 from kvconform.cases.writer import CaseWriter
 from kvconform.checks.model import Examination, Finding
 from kvconform.config import RunConfig
-from kvconform.engine.history import History, HookCall
+from kvconform.engine.events import HookCall
+from kvconform.engine.history import History
 from kvconform.scenario import transfer
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family

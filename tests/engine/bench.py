@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvconform.engine.history import History, HookCall
+from kvconform.engine.events import HookCall
+from kvconform.engine.history import History
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine.engine import VllmEngine

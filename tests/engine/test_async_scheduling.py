@@ -8,7 +8,8 @@ import pytest
 from bench import Bench, request, stored_then_asked_again
 
 from kvconform.checks import examine
-from kvconform.engine.history import EngineRaised, HookCall, Leaked, Scheduled, Tokens, WrongBytes
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.events import EngineRaised, HookCall, Leaked, Scheduled, Tokens
 from kvconform.engine.options import EngineOptions
 
 

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from kvconform.api import VllmRuntime
 from kvconform.engine import compat
-from kvconform.engine.history import HookCall
+from kvconform.engine.events import HookCall
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.configuration import build_vllm_config
 from kvconform.engine.vllm_engine.requests import build_request, hash_function

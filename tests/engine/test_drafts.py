@@ -10,7 +10,8 @@ from packaging.version import Version
 
 from kvconform.checks import examine
 from kvconform.engine import compat
-from kvconform.engine.history import EngineRaised, HookCall, Leaked, Scheduled, Tokens, WrongBytes
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.events import EngineRaised, HookCall, Leaked, Scheduled, Tokens
 from kvconform.engine.options import EngineOptions
 
 DRAFTS = 3

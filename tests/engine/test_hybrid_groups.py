@@ -9,7 +9,8 @@ import pytest
 from bench import Bench, request, run
 
 from kvconform.checks import examine
-from kvconform.engine.history import Compared, EngineRaised, HookCall, Leaked, Scheduled, Stray, Tokens, WrongBytes
+from kvconform.engine.byte_events import Compared, Stray, WrongBytes
+from kvconform.engine.events import EngineRaised, HookCall, Leaked, Scheduled, Tokens
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.vllm_engine.engine import VllmEngine
 from kvconform.kvcache.shape import KVCacheShape, LayerShape

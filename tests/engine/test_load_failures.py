@@ -8,7 +8,8 @@ import pytest
 from bench import Bench, request, run
 
 from kvconform.checks import examine
-from kvconform.engine.history import Compared, Leaked, Scheduled, Tokens, WrongBytes
+from kvconform.engine.byte_events import Compared, WrongBytes
+from kvconform.engine.events import Leaked, Scheduled, Tokens
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario.program import RequestSpec
 

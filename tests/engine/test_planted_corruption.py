@@ -12,7 +12,7 @@ from bench import Bench, request, run
 from planted_connectors import Tampering, Views
 
 from kvconform.checks import examine
-from kvconform.engine.history import Compared, Stray, WrongBytes
+from kvconform.engine.byte_events import Compared, Stray, WrongBytes
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.engine import VllmEngine
 from kvconform.kvcache.oracle import PageContent, TokenChain, expand, slot_seeds

@@ -9,7 +9,8 @@ import pytest
 from bench import Bench, request, run
 
 from kvconform.checks import examine
-from kvconform.engine.history import DivergentHit, EngineStarted, HookCall, Scheduled, WrongBytes
+from kvconform.engine.byte_events import WrongBytes
+from kvconform.engine.events import DivergentHit, EngineStarted, HookCall, Scheduled
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.vllm_engine.engine import VllmEngine
 from kvconform.scenario.program import RequestSpec

@@ -8,7 +8,8 @@ import pytest
 from bench import Bench, request, run, stored_then_asked_again
 
 from kvconform.checks import examine
-from kvconform.engine.history import Compared, EngineRaised, HookCall, Leaked, Stray, Unsimulated, WrongBytes
+from kvconform.engine.byte_events import Compared, Stray, WrongBytes
+from kvconform.engine.events import EngineRaised, HookCall, Leaked, Unsimulated
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.engine.vllm_engine.engine import VllmEngine
 from kvconform.engine.vllm_engine.guard import NotSimulated

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvconform.engine.history import History, Role
+from kvconform.engine.events import Role
+from kvconform.engine.history import History
 from kvconform.engine.instrument import Recorder
 from kvconform.engine.vllm_engine.role_watch import _OutputBefore
 

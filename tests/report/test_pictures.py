@@ -9,7 +9,9 @@ import pytest
 from making import MUSTS, as_data, entry, make, result, sealed
 
 from kvconform.checks.model import Finding
-from kvconform.engine.history import Arrived, BlockTable, Held, History, HookCall, Stray, WrongBytes
+from kvconform.engine.byte_events import Arrived, BlockTable, Held, Stray, WrongBytes
+from kvconform.engine.events import HookCall
+from kvconform.engine.history import History
 from kvconform.isolation.codec import dump_history, load_history
 from kvconform.kvcache.provenance import Origin, held_kind, held_words
 from kvconform.picture import STATES, WRONG_KINDS, Picture, blocks_of, lines_of

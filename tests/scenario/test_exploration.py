@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import Examination, Finding
 from kvconform.checks.model import Situation
-from kvconform.engine.history import Event, History
+from kvconform.engine.events import Event
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario import exploration
 from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words, seen_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvconform.engine.history import StoreBroken
+from kvconform.engine.events import StoreBroken
 from kvconform.engine.options import EngineOptions
 from kvconform.faults import FAULTS, Fault, FaultsFailed, Setting
 from kvconform.scenario.failures_by_hook import STAND_INS, HookedStore

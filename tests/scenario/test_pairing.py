@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvconform.engine.history import History, ProgramAction
+from kvconform.engine.events import ProgramAction
+from kvconform.engine.history import History
 from kvconform.isolation.codec import dump_program, load_program
 from kvconform.scenario.hand_offs import hand_over
 from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair, SilentProcess, as_json

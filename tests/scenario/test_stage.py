@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvconform.config import RunConfig
-from kvconform.engine.history import NeverIdle
+from kvconform.engine.events import NeverIdle
 from kvconform.engine.options import ConnectorSpec
 from kvconform.engine.vllm_engine import engine as engine_module
 from kvconform.scenario.program import Program

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 
 from kvconform.cases.limits import program_problem
 from kvconform.checks import Examination, Finding
-from kvconform.engine.history import Event, History
+from kvconform.engine.events import Event
+from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.isolation.codec import dump_program, load_program
 from kvconform.kvcache.shape import KVCacheShape

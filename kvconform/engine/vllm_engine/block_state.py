@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from kvconform.engine.history import BlockStateKept, History
+from kvconform.engine.events import BlockStateKept
+from kvconform.engine.history import History
 
 
 class BlockStateWatch:

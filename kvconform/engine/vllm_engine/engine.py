@@ -14,12 +14,11 @@ import torch
 from kvconform.api import prepare
 from kvconform.device import DeviceWork, Held
 from kvconform.engine import compat
-from kvconform.engine.history import (
-    Audited,
+from kvconform.engine.byte_events import Audited
+from kvconform.engine.events import (
     CacheReset,
     DivergentHit,
     EngineStarted,
-    History,
     HookCall,
     Leaked,
     NeverIdle,
@@ -28,6 +27,7 @@ from kvconform.engine.history import (
     Scheduled,
     Tokens,
 )
+from kvconform.engine.history import History
 from kvconform.engine.instrument import Recorder
 from kvconform.engine.options import EMPTY_STEP_LIMIT, PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped

@@ -11,7 +11,8 @@ import torch
 
 from kvconform.device import DeviceWork, Held
 from kvconform.engine import compat
-from kvconform.engine.history import Arrived, ForwardFailed, HeldBack, MetadataBound, Stray
+from kvconform.engine.byte_events import Arrived, Stray
+from kvconform.engine.events import ForwardFailed, HeldBack, MetadataBound
 from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
 from kvconform.engine.vllm_engine.forward import LayerForward

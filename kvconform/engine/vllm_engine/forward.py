@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvconform.engine.history import Compared, History, WrongBytes
+from kvconform.engine.byte_events import Compared, WrongBytes
+from kvconform.engine.history import History
 from kvconform.engine.vllm_engine.guard import PlannedFailure
 from kvconform.engine.vllm_engine.rows import Rows, ScheduledRequest, gather
 from kvconform.engine.vllm_engine.wrong_slots import Contents, block_table, contents

@@ -6,7 +6,8 @@ import pickle
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from kvconform.engine.history import Crossing, EngineRaised, History, Unsimulated
+from kvconform.engine.events import Crossing, EngineRaised, Unsimulated
+from kvconform.engine.history import History
 from kvconform.engine.instrument import Recorder, describe_error, stumbled
 from kvconform.engine.protocol import EngineStopped
 

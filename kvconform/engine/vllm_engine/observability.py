@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kvconform.engine.history import EventsPublished, History, MetricsObserved, Role, StatisticsRead, StatisticsTaken
+from kvconform.engine.events import EventsPublished, MetricsObserved, Role, StatisticsRead, StatisticsTaken
+from kvconform.engine.history import History
 from kvconform.engine.instrument import HookWatch, describe_error
 from kvconform.engine.vllm_engine.metrics import FrontEndMetrics, below_multi_connector
 from kvconform.engine.vllm_engine.published import EventReader

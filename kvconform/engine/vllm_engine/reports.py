@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kvconform.engine.history import Event, ReportsMerged, ReportTested
+from kvconform.engine.events import Event, ReportsMerged, ReportTested
 from kvconform.engine.snapshot import ObjectState, plain
 
 _REPORTS = {

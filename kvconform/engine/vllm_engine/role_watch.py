@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from kvconform.engine.history import (
+from kvconform.engine.events import (
     FINISH_HOOKS,
     BorrowedChanged,
     EndedIdsHeld,
     ForeignState,
-    History,
     MetadataHeld,
     Role,
     RolesInspected,
     TransferParams,
 )
+from kvconform.engine.history import History
 from kvconform.engine.snapshot import ObjectState, differences, plain
 from kvconform.kvcache.memory import KVMemory
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvconform.engine.history import BlockTable, Held
+from kvconform.engine.byte_events import BlockTable, Held
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.oracle import TokenChain
 from kvconform.kvcache.provenance import Provenance, describe, held_kind, held_words, stretches
