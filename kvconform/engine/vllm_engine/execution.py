@@ -160,7 +160,7 @@ class Execution:
             if isinstance(forward, HeldForward):
                 # vLLM takes the sampled tokens here, before anything else.
                 forward.settle()
-            invalid = set(getattr(connector_output, "invalid_block_ids", None) or ())
+            invalid = _ids(connector_output, "invalid_block_ids")
             self._check(worker, "while saving, and collecting results")
             ids = [request.request_id for request in requests]
             proposed = output.scheduled_spec_decode_tokens
@@ -188,8 +188,7 @@ class Execution:
             engine.history.add(event)
         result = outputs[0] if self._aggregator is None else self._aggregator.aggregate(outputs, 0)
         self._note_arrivals(result.kv_connector_output)
-        received = set(getattr(result.kv_connector_output, "finished_recving", None) or ())
-        engine.ledger.finished(requests, received)
+        engine.ledger.finished(requests, _ids(result.kv_connector_output, "finished_recving"))
         return result
 
     def _know(self, requests: list[ScheduledRequest]) -> None:
@@ -244,8 +243,8 @@ class Execution:
         if self._work is not None:
             # A later forward reads behind whatever the engine's stream was made to wait for.
             self._work.settle()
-        failed_ids = getattr(connector_output, "failed_recving", None) or ()
-        for request_id in getattr(connector_output, "finished_recving", None) or ():
+        failed_ids = _ids(connector_output, "failed_recving")
+        for request_id in _ids(connector_output, "finished_recving"):
             load = engine.ownership.loads.get(request_id)
             request = engine.scheduler.requests.get(request_id)
             if load is None or not load.asynchronous or request is None or request.is_finished():
@@ -374,3 +373,11 @@ def _hand_out(memory: KVMemory, fresh: Sequence[GroupBlocks]) -> None:
         of_group.setdefault(group, []).extend(blocks)
     for group, blocks in of_group.items():
         memory.poison(blocks, group)
+
+
+def _ids(connector_output: Any, what: str) -> set[Any]:
+    """Ids that the connector reported; none if it reported something else, on which vLLM itself will fail."""
+    try:
+        return set(getattr(connector_output, what, None) or ())
+    except TypeError:
+        return set()
