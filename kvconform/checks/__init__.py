@@ -33,7 +33,7 @@ from kvconform.checks import (
     workers,
 )
 from kvconform.checks.hand_off_situations import SITUATIONS
-from kvconform.checks.model import Check, Examination, Finding, KitFailure
+from kvconform.checks.model import Check, Examination, Finding, KitFailure, Situation
 from kvconform.engine.events import Event, KitFailed
 from kvconform.engine.history import History
 
@@ -67,6 +67,8 @@ ALL_CHECKS: tuple[Check, ...] = (
     *live.CHECKS,
 )
 CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
+#: All that a family may have to show, by the name that a case file gives.
+SITUATIONS_BY_NAME: dict[str, Situation] = {situation.name: situation for situation in SITUATIONS}
 
 
 # An answer that breaks one of these leaves the scheduler in a state in which nothing later proves anything: negative
@@ -136,4 +138,4 @@ def _sound(history: History, findings: list[Finding]) -> list[Finding]:
     ]
 
 
-__all__ = ["ALL_CHECKS", "CHECKS_BY_RULE", "Check", "Examination", "Finding", "examine"]
+__all__ = ["ALL_CHECKS", "CHECKS_BY_RULE", "SITUATIONS_BY_NAME", "Check", "Examination", "Finding", "examine"]

@@ -132,7 +132,8 @@ def _came_later(history: History, index: int, arrived: Arrived) -> str:
             continue
         if event.step > arrived.step + LATE:
             break
-        if isinstance(event, Stray) and event.block in arrived.blocks:
+        # Bytes of another load that miss their own blocks say nothing about this one's end.
+        if isinstance(event, Stray) and event.block in arrived.blocks and arrived.request in event.late:
             return f"block {event.block} was written after that"
         if isinstance(event, Compared) and event.request == arrived.request and event.external_tokens > 0:
             first_forward = event.step if first_forward is None else first_forward

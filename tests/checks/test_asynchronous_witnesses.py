@@ -8,12 +8,17 @@ import pytest
 from histories import alloc, compared, found, match, stray, witness, wrong
 from test_asynchronous_findings import HELD, LOADED, LOADING, add, finish, results, stuck
 
-from kvconform.engine.byte_events import Arrived, Compared
+from kvconform.engine.byte_events import Arrived, Compared, Stray
 from kvconform.engine.events import Event, HookCall, Scheduled
 
 
 def arrived(step: int = 2, *, engine: int = 1, **more: Any) -> Arrived:
     return Arrived(engine, step, "r1", 32, "layer", 32, (1, 2), **more)
+
+
+def written(block: int, *, step: int, engine: int = 1) -> Stray:
+    """What may be r1's load comes to a block."""
+    return stray(block, step=step, engine=engine, late=("r1",))
 
 
 def asked(hook: str, result: Any, step: int = 1, *, engine: int = 1, error: str | None = None) -> HookCall:
@@ -34,8 +39,8 @@ def scheduled(step: int, *requests: str, engine: int = 1) -> Scheduled:
 @pytest.mark.parametrize(
     "late",
     [
-        stray(1, step=2),
-        stray(2, step=22),
+        written(1, step=2),
+        written(2, step=22),
         compared(32, step=3),
         # Wrong bytes of somebody else, of a part that was not loaded, or of a later forward are another matter.
         (compared(32, step=3), wrong(0, 15, request="r2", step=3)),
@@ -55,15 +60,17 @@ def test_bytes_came_after_the_report(late: Any) -> None:
     "late",
     [
         (),
-        (stray(3, step=3),),
-        (stray(2, step=23),),
-        (stray(2, step=3, engine=2),),
+        (written(3, step=3),),
+        (written(2, step=23),),
+        (written(2, step=3, engine=2),),
+        (stray(2, step=3),),
+        (stray(2, step=3, late=("r2",)),),
         (compared(0, step=3),),
         (compared(32, step=3, request="r2"),),
         (compared(32, step=23),),
         (compared(32, step=3), wrong(0, 15, step=3)),
         (compared(32, step=3), wrong(0, 15, step=3), wrong(0, 15, step=4)),
-        (stray(2, step=23), compared(32, step=3)),
+        (written(2, step=23), compared(32, step=3)),
     ],
 )
 def test_bytes_that_never_came_or_have_another_cause_are_no_early_report(late: tuple[Event, ...]) -> None:
@@ -75,12 +82,12 @@ def test_one_token_in_its_blocks_is_enough_of_a_load() -> None:
 
 
 def test_what_came_before_the_report_is_not_looked_at() -> None:
-    assert found("ASYNC-05", *LOADED, stray(2, step=2), arrived()) == []
+    assert found("ASYNC-05", *LOADED, written(2, step=2), arrived()) == []
 
 
 def test_load_whose_bytes_were_all_there_is_right() -> None:
     right = Arrived(1, 2, "r1", 32, "layer", 0, (1, 2))
-    assert found("ASYNC-05", *LOADED, right, stray(2, step=3)) == []
+    assert found("ASYNC-05", *LOADED, right, written(2, step=3)) == []
     assert witness("ASYNC-05", right, arrived()) == 2
 
 

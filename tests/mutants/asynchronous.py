@@ -232,3 +232,27 @@ class NeverForgetsAborts(stepwise.Stepwise):
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if request.request_id not in self._gone:
             super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+
+class _OneAtATime(stepwise.StepwisePool):
+    """A storage that does one transfer in a step."""
+
+    def tick(self) -> None:
+        waiting, self.queue = self.queue[1:], self.queue[:1]
+        super().tick()
+        self.queue += waiting
+
+
+class LoadsOneBlockBeside(stepwise.Immediate):
+    """R5: every block of a load goes into its neighbour in the cache, which may be another load's that has ended."""
+
+    def _make_pool(self, threads: int) -> _OneAtATime:  # type: ignore[override]
+        self.storage = _OneAtATime(self.load_steps, self.save_steps)
+        return self.storage
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        super().register_kv_caches(kv_caches)
+        last_block = next(iter(kv_caches.values())).shape[0] - 1
+        pages = self._worker_side()._require_files().pages
+        write = pages.write
+        pages.write = lambda blocks, rows: write([(block - 2) % last_block + 1 for block in blocks], rows)

@@ -13,7 +13,7 @@ from kvconform.device import DeviceWork, Held
 from kvconform.engine import compat
 from kvconform.engine.byte_events import Arrived, Stray
 from kvconform.engine.events import ForwardFailed, HeldBack, MetadataBound
-from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
+from kvconform.engine.vllm_engine.arrivals import Awaited, WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
 from kvconform.engine.vllm_engine.forward import LayerForward
 from kvconform.engine.vllm_engine.guard import NotSimulated
@@ -55,6 +55,7 @@ class Execution:
         self._clearing: tuple[int, ...] = ()
         self._late: deque[tuple[set[str], set[str]]] = deque([(set(), set())] * engine.options.late_steps)
         self.fail_after: int | None = None
+        self._awaited = Awaited(engine.provenance)
         engine.recorder.after["handle_preemptions"] = self._after_handle_preemptions
         for hook in ("bind_connector_metadata", "clear_connector_metadata"):
             engine.recorder.after[hook] = lambda *_, hook=hook: self._after_binding(hook)
@@ -278,6 +279,7 @@ class Execution:
             chain = engine.chains[request_id]
             found = contents(engine.provenance, chain, wrong.positions, wrong.observed, wrong.layer, wrong.rank)
             engine.history.add(block_table(place, memory, table, load.last, 0, external))
+            self._awaited.add(request_id, chain, table[wrong.group], wrong.blocks)
         engine.history.add(
             Arrived(
                 *place,
@@ -338,6 +340,7 @@ class Execution:
         first_writable, group_of = engine.ownership.writable()
         for write in worker.memory.audit(first_writable, group_of):
             origins: tuple[str, ...] = ()
+            late: tuple[str, ...] = ()
             barred = False
             if write.observed is not None:
                 identified = engine.provenance.identify(write.observed.numpy())
@@ -345,6 +348,8 @@ class Execution:
                 owner = engine.ownership.to_compute(write.block, min(write.slots)) if write.block > 0 else None
                 chain = None if owner is None else engine.chains[owner]
                 barred = chain is not None and all(engine.provenance.is_of(origin, chain) for origin in identified)
+                changed = worker.memory.layers[write.layer]
+                late = self._awaited.owed(changed, worker.rank, write.block, write.slots, identified)
             owners = engine.ownership.owners(write.block) if write.block > 0 else ()
             requests = engine.scheduler.requests
             held = bool(owners) and all(requests[owner].is_finished() for owner in owners)
@@ -362,6 +367,7 @@ class Execution:
                     held,
                     layer.block_size if layer is not None else 0,
                     barred,
+                    late,
                 )
             )
 
