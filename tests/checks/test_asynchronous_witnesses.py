@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from histories import alloc, compared, found, match, stray, witness, wrong
 from test_asynchronous_findings import HELD, LOADED, LOADING, add, finish, results, stuck
 
-from kvconform.engine.byte_events import Arrived, Compared, Stray
+from kvconform.engine.byte_events import Arrived, Compared, Held, Stray
 from kvconform.engine.events import Event, HookCall, Scheduled
 
 
@@ -79,6 +80,38 @@ def test_bytes_that_never_came_or_have_another_cause_are_no_early_report(late: t
 
 def test_one_token_in_its_blocks_is_enough_of_a_load() -> None:
     assert len(found("ASYNC-05", *LOADED, arrived(), compared(1, step=3))) == 1
+
+
+LAST_TOKEN = Held(31, 31, "poison", "poison")
+
+
+@pytest.mark.parametrize(
+    ("missing", "covered", "told"),
+    [
+        ({"wrong": 1, "held": (LAST_TOKEN,)}, (0, 31), True),
+        # With a local hit on the rest, the forward reads nothing of what the connector promised.
+        ({"wrong": 1, "held": (LAST_TOKEN,)}, (31, 0), True),
+        ({"wrong": 1, "held": (LAST_TOKEN,)}, (30, 0), False),
+        ({"wrong": 1, "held": (Held(30, 30, "poison", "poison"),)}, (31, 0), False),
+        ({"wrong": 2, "held": (Held(30, 31, "poison", "poison"),)}, (30, 0), False),
+        ({"wrong": 1}, (31, 0), False),
+    ],
+)
+def test_last_token_of_a_prompt_offered_whole_has_to_be_there_though_it_is_computed_anew(
+    missing: dict[str, Any], covered: tuple[int, int], told: bool
+) -> None:
+    load = replace(Arrived(1, 2, "r1", 32, "layer", 32, (1, 2)), **missing)
+    first = Compared(1, 3, "r1", *covered, 2)
+    findings = found("ASYNC-05", *LOADED, load, first, compared(32, step=4), wrong(0, 15, step=4))
+    observed = [finding.observed for finding in findings if "computed it anew" in finding.observed]
+    assert bool(observed) is told
+
+
+def test_only_the_first_forward_behind_a_load_computes_its_last_token_anew() -> None:
+    load = Arrived(1, 2, "r1", 32, "layer", 1, (1, 2), held=(LAST_TOKEN,))
+    forwards = [Compared(1, 3, "r1", 5, 0, 2), Compared(1, 4, "r1", 31, 0, 2)]
+    assert found("ASYNC-05", *LOADED, load, *forwards) == []
+    assert len(found("ASYNC-05", *LOADED, load, Compared(1, 3, "r2", 5, 0, 2), forwards[1])) == 1
 
 
 def test_what_came_before_the_report_is_not_looked_at() -> None:
