@@ -243,10 +243,15 @@ class Conformance:
 
     def demand(self, rule: str) -> None:
         """Raises NotApplicable if ``rule`` is none of the installed vLLM's release."""
+        if other := self._of_another_release(rule):
+            raise NotApplicable(other)
+
+    def _of_another_release(self, rule: str) -> str:
         known, version = load_catalogue().rule(rule), self._release
-        if version and not known.applies_to(version):
-            last = f" until {known.until}" if known.until else ""
-            raise NotApplicable(f"a rule of vLLM from {known.since} on{last}; installed is {version}")
+        if not version or known.applies_to(version):
+            return ""
+        last = f" until {known.until}" if known.until else ""
+        return f"a rule of vLLM from {known.since} on{last}; installed is {version}"
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
@@ -303,6 +308,7 @@ class Conformance:
             self._settle(request, rule, family, outcome, self._lacking(rule, family, outcome))
         if not self.transfers_true_bytes and witness_rule(rules[0]) == "LOAD-01":
             raise NotApplicable("the connector is declared not to transfer true bytes (dummy-fill or lossy)")
+        self.demand(rules[0])
         if rules[0] in outcome.excused:
             raise Inconclusive(outcome.engine_bug)
         if not any(seen_of(family, outcome, rules[0]).values()):
@@ -404,6 +410,9 @@ class Conformance:
         if not self.transfers_true_bytes and witness_rule(rule) == "LOAD-01":
             declared = " and ".join(sorted({"dummy-fill", "lossy"} & set(self.config.capabilities)))
             record(request, rule, Verdict.NOT_APPLICABLE, message=f"the connector is declared {declared}")
+            return
+        if other := self._of_another_release(rule):
+            record(request, rule, Verdict.NOT_APPLICABLE, message=other)
             return
         if rule in outcome.excused:
             record(request, rule, Verdict.INCONCLUSIVE, message=outcome.engine_bug)

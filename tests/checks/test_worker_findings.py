@@ -28,6 +28,10 @@ def voted(rank: int, *, received: Any = (), sent: Any = (), step: int = 2, engin
     return on(rank, "get_transfer_results", outcome, step=step, engine=engine)
 
 
+def before_030(rank: int, *, received: Any = (), sent: Any = ()) -> HookCall:
+    return on(rank, "get_finished", ({"set": list(sent)}, {"set": list(received)}), step=2)
+
+
 def stuck(*unfinished: str, engine: int = 1) -> NeverIdle:
     return NeverIdle(engine, 99, 90, unfinished)
 
@@ -122,6 +126,10 @@ def test_too_many_votes_are_told_where_the_engine_died_of_them() -> None:
         ((*workers(1), voted(0, received=["r1"])), 0),
         ((*workers(2), *workers(1, engine=2), voted(0, received=["r1"], engine=2)), 0),
         ((*workers(2), voted(0)), 0),
+        # vLLM 0.29.0 asks for get_finished itself; from then on it is get_transfer_results that does.
+        ((*workers(2), before_030(0, received=["r1"]), before_030(1, received=["r1"], sent=["r2"])), 2),
+        ((*workers(2), before_030(0, received=["r1"]), voted(0)), 0),
+        ((*workers(2), voted(0, engine=2), before_030(0, received=["r1"])), 1),
     ],
 )
 def test_completions_of_several_workers_are_counted(events: tuple[Event, ...], count: int) -> None:
