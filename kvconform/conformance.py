@@ -1,34 +1,22 @@
-"""One connector on trial: plays scenarios with it, and turns what they show into verdicts on rules."""
+"""One connector on trial: what its scenarios show is turned into verdicts on rules."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pytest
 
 from kvconform import capabilities
-from kvconform.api import release_of
 from kvconform.capabilities import Capability, Shown
 from kvconform.cases.commands import replay_command, rerun_command
 from kvconform.cases.model import How
 from kvconform.cases.writer import CaseWriter
-from kvconform.checks import Examination, Finding, examine
-from kvconform.checks.calls import offered_by_request
-from kvconform.checks.class_model import ClassObservation
-from kvconform.config import RunConfig, placeholders
-from kvconform.engine.byte_events import WrongBytes
-from kvconform.engine.events import EngineRaised, Unsimulated
+from kvconform.checks import Examination, Finding
 from kvconform.engine.history import History
-from kvconform.faults import Setting, StoreFaults
-from kvconform.isolation.leftovers import Leftover, leftovers
-from kvconform.isolation.room import CrashedError, HungError, Room
-from kvconform.kvcache.shape import KVCacheShape
+from kvconform.examiner import Examiner
+from kvconform.isolation.room import CrashedError, HungError
 from kvconform.outcomes import ConformanceFailure, Inconclusive, NotApplicable, record, rules_of
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
 from kvconform.report.picturing import pictures_of
@@ -36,7 +24,6 @@ from kvconform.rules import load_catalogue
 from kvconform.scenario import transfer
 from kvconform.scenario.capabilities import Demonstrator
 from kvconform.scenario.exploration import (
-    RULED_OUT,
     Budget,
     Explorer,
     Outcome,
@@ -48,8 +35,6 @@ from kvconform.scenario.exploration import (
 )
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
-from kvconform.stage import Stage
-from kvconform.target import Target
 from kvconform.verdicts import NOT_SET_UP, Verdict
 
 DRAWN = {"quick": 3, "full": 25}
@@ -59,133 +44,18 @@ ALONE = "; the connector hands KV from one engine to another, and these scenario
 
 
 @dataclass
-class Conformance:
-    """Everything a suite needs to try one connector.
+class Conformance(Examiner):
+    """Everything a suite needs to try one connector."""
 
-    Programs are deterministic, so the examination of a program is kept for the session and shared by tests.
-    """
-
-    target: Target
-    config: RunConfig
-    room: Room | None = None
     #: Where failing scenarios are kept; None in the connector's own process.
     cases: CaseWriter | None = None
-    #: The vendor's class that breaks the store, in the connector's own process; None where files are broken.
-    faults: Callable[[Setting], StoreFaults] | None = None
-    #: Plays programs in this process.
-    stage: Stage = field(init=False)
-    _examined: dict[str, Examination | str] = field(default_factory=dict)
-    _observation: ClassObservation | None = None
-    _shown: Shown = field(default_factory=Shown)
     _demonstrator: Demonstrator = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stage = Stage(self.target, self.config, self.faults)
+        super().__post_init__()
         self._demonstrator = Demonstrator(self.examine)
 
-    # -- playing ---------------------------------------------------------------------------------------------------
-
-    def play(self, program: Program) -> History:
-        """Run a program on fresh engines and a fresh store, in this process."""
-        return self.stage.play(program)
-
-    def examine(self, program: Program) -> Examination:
-        """Play and judge a program, in the connector's own process if there is one.
-
-        Raises:
-            Refused: the connector refused to start with this set-up, or its settings rule it out.
-            HungError, CrashedError: what became of the connector's process.
-        """
-        self._demand_ports(program)
-        key = repr(program)
-        if key not in self._examined:
-            try:
-                new = self._examine_here(program) if self.room is None else self.room.examine(program)
-                self._examined[key] = new
-                self._shown.count(new.capabilities)
-            except Refused as error:
-                self._examined[key] = str(error)
-        known = self._examined[key]
-        if isinstance(known, str):
-            raise Refused(known)
-        return known
-
-    def _demand_ports(self, program: Program) -> None:
-        """Raises Refused for two connectors of the class in an engine if its variables have one port for both."""
-        twins = program.options.place and program.options.sibling == "twin"
-        if twins and any(name.startswith("port") for name in placeholders(self.config.engine_env)):
-            raise Refused(
-                f"{RULED_OUT} engine_env names one port for an engine, and two connectors of this class would share it"
-            )
-
-    def _examine_here(self, program: Program) -> Examination:
-        history = self.play(program)
-        examination = replace(
-            self._fair(examine(history, self._release)),
-            capabilities=capabilities.exercised(history),
-            offered=offered_by_request(history),
-        )
-        refusal = refused(history)
-        # A refusal is legal, unless a rule about starting was broken.
-        if refusal is not None and (examination.clean or _stumbles_anyway(program, examination)):
-            raise Refused(refusal)
-        return examination
-
-    @cached_property
-    def _release(self) -> str:
-        return release_of(self.config.resolved_engine) or ""
-
-    @property
-    def observation(self) -> ClassObservation:
-        """How the class is imported and built, seen in processes of its own; the same object all the time.
-
-        Raises:
-            Inconclusive: the connector asked for something that the kit does not simulate.
-        """
-        seen = self._seen_class
-        if seen.not_simulated:
-            raise Inconclusive(seen.not_simulated)
-        return seen
-
-    @property
-    def _seen_class(self) -> ClassObservation:
-        if self._observation is None:
-            self._observation = self._observe()
-        return self._observation
-
-    def _observe(self) -> ClassObservation:
-        from kvconform.isolation.observing import observe_class
-
-        directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
-        try:
-            specs = []
-            for name in ("both", "scheduler"):
-                (directory / name).mkdir()
-                specs.append(self.stage.connector_spec(directory / name))
-            nursery = None if self.room is None else self.room.nursery
-            return observe_class(nursery, self.target, specs[0], specs[1], self.config.resolved_device)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def leftovers(self, program: Program) -> tuple[tuple[Leftover, ...], str]:
-        """What each round of a program leaves behind after shutdown, or why it cannot be played."""
-        try:
-            self.examine(program)
-        except Refused as error:
-            return (), str(error)
-        found = leftovers(lambda: self.play(program)) if self.room is None else self.room.leftovers(program)
-        return found, ""
-
-    @property
-    def transfers_true_bytes(self) -> bool:
-        """Whether the connector is to be judged by the bytes it delivers; one declared a filler or lossy is not."""
-        return not {"dummy-fill", "lossy"} & set(self.config.capabilities)
-
-    def _fair(self, examination: Examination) -> Examination:
-        if self.transfers_true_bytes:
-            return examination
-        kept = tuple(finding for finding in examination.findings if not isinstance(finding.at, WrongBytes))
-        return replace(examination, findings=kept)
+    # -- what the connector can do ---------------------------------------------------------------------------------
 
     @property
     def seen(self) -> Shown:
@@ -420,19 +290,3 @@ class Conformance:
         seen = {what: count for what, count in seen_of(family, outcome, rule).items() if count}
         verdict = Verdict.PASS if seen else Verdict.INCONCLUSIVE
         record(request, rule, verdict, witnesses=seen, message="" if seen else outcome.engine_bug or lacking)
-
-
-def _stumbles_anyway(program: Program, examination: Examination) -> bool:
-    """Whether it fails to register even plain layers: it may look for classes of layers that a simulation has not."""
-    broken = {finding.rule for finding in examination.findings}
-    return broken == {"LAY-01"} and program.options.shape.layers == KVCacheShape().layers
-
-
-def refused(history: History) -> str | None:
-    """Why the first engine did not start, or what the kit can't simulate for this connector, or None."""
-    for missing_part in history.of(Unsimulated):
-        return missing_part.what
-    for event in history.of(EngineRaised):
-        if event.during == "start-up" and event.engine == 1:
-            return event.error
-    return None

@@ -42,7 +42,7 @@ def conformance(
     from kvconform.conformance import Conformance
 
     room = _rooms.room(kvconform_target)
-    yield Conformance(kvconform_target, kvconform_config, room, CaseWriter.of(request.config))
+    yield Conformance(kvconform_target, kvconform_config, room, cases=CaseWriter.of(request.config))
     room.close()
 
 

@@ -119,12 +119,12 @@ def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
         pipe.send_bytes(to_bytes({"observation": _observe(setup, directory)}))
         return
     try:
-        conformance, measuring = _conformance(setup, directory)
+        examiner, measuring = _examiner(setup, directory)
     except UsageError as error:
         pipe.send_bytes(to_bytes({"usage": str(error)}))
         return
     if "leftovers" in setup:
-        pipe.send_bytes(to_bytes(_leftovers(conformance, setup["leftovers"])))
+        pipe.send_bytes(to_bytes(_leftovers(examiner, setup["leftovers"])))
         return
     pipe.send_bytes(to_bytes({"ready": True}))
     while True:
@@ -134,7 +134,7 @@ def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
             return
         if measuring is not None:
             measuring.enter(request["context"])
-        answer = _answer(conformance, request)
+        answer = _answer(examiner, request)
         if measuring is not None:
             measuring.save()
         pipe.send_bytes(to_bytes(answer))
@@ -168,12 +168,12 @@ def _observe(setup: dict[str, Any], directory: Path) -> dict[str, Any]:
     return observe(spec, setup["device"], scheduler_only=alone, directory=str(directory)).to_dict()
 
 
-def _conformance(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
+def _examiner(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
     """The connector ready to be tried, and what measures its lines or None."""
     from kvconform import coverage_child
     from kvconform.config import RunConfig
-    from kvconform.conformance import Conformance
     from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
+    from kvconform.examiner import Examiner
     from kvconform.faults import load_faults
 
     target = _target(setup["target"])
@@ -185,26 +185,26 @@ def _conformance(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
     if measuring is not None:
         measuring.loaded(connector)
     faults = load_faults(config.faults, Path.cwd()) if config.faults else None
-    return Conformance(target, config, faults=faults), measuring
+    return Examiner(target, config, faults=faults), measuring
 
 
-def _leftovers(conformance: Any, program: dict[str, Any]) -> dict[str, Any]:
+def _leftovers(examiner: Any, program: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from kvconform.isolation.leftovers import leftovers
 
     played = load_program(program)
-    return {"leftovers": [asdict(left) for left in leftovers(lambda: conformance.play(played))]}
+    return {"leftovers": [asdict(left) for left in leftovers(lambda: examiner.play(played))]}
 
 
-def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(examiner: Any, request: dict[str, Any]) -> dict[str, Any]:
     from kvconform.faults import FaultsFailed
     from kvconform.scenario.exploration import Refused
 
     try:
         if "bench" in request:
-            return _bench(conformance, request["bench"])
-        return {"examination": dump_examination(conformance.examine(load_program(request["program"])))}
+            return _bench(examiner, request["bench"])
+        return {"examination": dump_examination(examiner.examine(load_program(request["program"])))}
     except Refused as error:
         return {"refused": str(error)}
     except FaultsFailed as error:
@@ -216,13 +216,13 @@ def _answer(conformance: Any, request: dict[str, Any]) -> dict[str, Any]:
         return {"kit_error": "".join(traceback.format_exception(error))[-4000:]}
 
 
-def _bench(conformance: Any, case: dict[str, Any]) -> dict[str, Any]:
+def _bench(examiner: Any, case: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from kvconform.bench.measure import measure
     from kvconform.bench.plan import Case
 
-    measured, facts = measure(conformance.stage.connector_spec, Case(**case), conformance.config)
+    measured, facts = measure(examiner.stage.connector_spec, Case(**case), examiner.config)
     return {"measured": asdict(measured), "facts": facts}
 
 

@@ -27,7 +27,7 @@ GRACE = 2.0
 _FD = Path("/proc/self/fd")
 _TASKS = Path("/proc/self/task")
 _SHM = Path("/dev/shm")
-# Made by the kit itself, see kvconform.conformance.
+# Made by the kit itself, see kvconform.examiner.
 _OWN_PREFIX = "kvconform-"
 
 
