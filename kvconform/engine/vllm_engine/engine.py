@@ -101,6 +101,7 @@ class VllmEngine:
         self._begun: tuple[Any, Any] | None = None
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._empty_step = False
+        self._aborted_on_arrival: set[str] = set()
         self._patience = patience
         #: The most seconds of steps without work after which there was some, or the engine was idle.
         self.longest_wait = 0.0
@@ -238,6 +239,10 @@ class VllmEngine:
             "finish_requests", lambda: self.scheduler.finish_requests([request_id], RequestStatus.FINISHED_ABORTED)
         )
 
+    def abort_on_arrival(self, request_id: str) -> None:
+        """As an abort that comes in while the workers run that very step (EngineCore._process_aborts_queue)."""
+        self._aborted_on_arrival.add(request_id)
+
     def step(self) -> bool:
         """One EngineCore.step: schedule, execute, update."""
         if not self.begin_step():
@@ -268,12 +273,19 @@ class VllmEngine:
             if self._goes_ahead(output):
                 return
         output, result = self._in_flight.popleft()
-        for request_id in aborts:
+        for request_id in (*aborts, *self._arriving(result)):
             self.abort(request_id, "during step")
         self._finish_step(output, result)
         self._empty_step = not output.num_scheduled_tokens
         if self._empty_step and self._guard("has_requests", self.scheduler.has_requests):
             time.sleep(EMPTY_STEP_SECONDS)
+
+    def _arriving(self, result: Any) -> list[str]:
+        """Requests that are to be aborted as soon as their load is reported, which these results do."""
+        reported = getattr(getattr(result, "kv_connector_output", None), "finished_recving", None) or ()
+        arriving = self._aborted_on_arrival.intersection(reported)
+        self._aborted_on_arrival -= arriving
+        return sorted(arriving)
 
     def _goes_ahead(self, output: Any) -> bool:
         """Whether the next step is scheduled before the results of this one are taken (step_with_batch_queue)."""
@@ -334,10 +346,14 @@ class VllmEngine:
         """Step until idle or, if a peer's silence may take ``limit`` seconds, well beyond that; whether it is idle."""
         start = time.monotonic()
         longest = 1.5 * limit + 1.0 if limit else min(PATIENCE, self._patience)
+        steps = self.steps
         while (idle := not self.step()) is False:
             meanwhile()
             if time.monotonic() - start > longest:
                 break
+            if self._empty_step and self.steps - steps > EMPTY_STEP_LIMIT:
+                # One that fails and tries again is seen to do so, but need not be watched thousands of times.
+                time.sleep(0.01)
         seconds = round(time.monotonic() - start, 1)
         unfinished = self._unfinished()
         held = tuple(sorted(set(self.scheduler.requests) - set(unfinished)))
