@@ -129,8 +129,8 @@ def _failed(lengths: Sequence[int], options: EngineOptions) -> Program:
     return paired("failed hand-off", actions, options)
 
 
-def _rule(family: Family) -> Family:
-    """``family`` with the rules of what has no end without its producer."""
+def _sorted_at_the_end(family: Family) -> Family:
+    """``family``, with what has no end without its producer sorted by its reason."""
 
     def sort(history: History, finding: Finding) -> str:
         if isinstance(finding.at, Outlasted):
@@ -142,15 +142,12 @@ def _rule(family: Family) -> Family:
 
 def failed_loads(policy: Policy) -> Family:
     """Loads from a producer that has left, under one policy for failed loads."""
-    examples = [
-        _failed((3 * BLOCK + 1, 2 * BLOCK), EngineOptions(runner=r, load_failure_policy=policy)) for r in RUNNERS
-    ]
     family = failures.failed_loads(policy)
     assert family.general is not None
-    both = replace(_rule(family.general), situation="the producer's end", control=present)
+    both = replace(_sorted_at_the_end(family.general), situation="the producer's end", control=present)
     options = [EngineOptions(runner=runner, load_failure_policy=policy) for runner in RUNNERS]
     examples = [_failed((3 * BLOCK + 1, 2 * BLOCK), each) for each in options]
-    return as_hand_off(replace(_rule(family), general=both), examples)
+    return as_hand_off(replace(_sorted_at_the_end(family), general=both), examples)
 
 
 # -- a sibling that loads --

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
-
 from kvconform.reference._pd_messages import read_hand_off
 from kvconform.reference.producer_consumer import ProducerConsumerConnector
 
@@ -111,7 +109,10 @@ class FailsEarly(TellsFailures):
 class FailsByRequest(TellsFailures):
     """Names failed loads by their requests, as models with several KV cache groups need it."""
 
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        # 0.30.0 on, as the hook is.
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
         sent, received = self.get_finished(finished_req_ids)
         return KVConnectorTransferResults(sent or set(), received or set(), set(self.failing))
 

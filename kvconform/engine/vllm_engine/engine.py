@@ -282,8 +282,9 @@ class VllmEngine:
 
     def _arriving(self, result: Any) -> list[str]:
         """Requests that are to be aborted as soon as their load is reported, which these results do."""
-        reported = getattr(getattr(result, "kv_connector_output", None), "finished_recving", None) or ()
-        arriving = self._aborted_on_arrival.intersection(reported)
+        reported = getattr(getattr(result, "kv_connector_output", None), "finished_recving", None)
+        # On anything else vLLM fails by itself.
+        arriving = self._aborted_on_arrival.intersection(reported if isinstance(reported, (set, frozenset)) else ())
         self._aborted_on_arrival -= arriving
         return sorted(arriving)
 
