@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from histories import found, history
 from test_broken_store_findings import NOT_RECEIVED, error, promised
@@ -75,3 +77,9 @@ def test_what_never_ends_without_its_producer_is_sorted_by_what_was_reported(
     assert without_peer_rule(history(START, *before, wait), wait) == rule
     other = outlasted(2, unfinished=unfinished, held=held)
     assert without_peer_rule(history(START, *before, other), other) == "LIVE-05"
+
+
+def test_end_of_the_same_ids_load_elsewhere_is_none_of_this_engines() -> None:
+    elsewhere = [replace(event, engine=2) for event in (*NOT_RECEIVED, *step(2, received=["r1"]))]
+    wait = outlasted(unfinished=("r1",))
+    assert without_peer_rule(history(START, *NOT_RECEIVED, *elsewhere, wait), wait) == "ASYNC-16"
