@@ -3,13 +3,13 @@
 
 PYTHON ?= python3.11
 VLLM := 0.32.0
-NEXT_VLLM := 0.33.0
+# The other releases that the kit is tested with
+RELEASES ?= 0.29.0 0.30.0 0.31.0 0.33.0
 TORCH := 2.13.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-OVERLAY := .overlays/vllm-$(NEXT_VLLM)
 REPORTS := .kvconform/reports
 REFERENCE := kvconform.reference.file_store:FileStoreConnector
 # A connector with one defect, and a test that shows it.
@@ -40,7 +40,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage mutate releases matrix matrix-all differential cuda bench lint format rulebook out-of-tree wheel install clean
+.PHONY: help demo test coverage mutate releases $(RELEASES:%=release-%) matrix matrix-all differential cuda bench lint format rulebook out-of-tree wheel install clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,8 +65,10 @@ coverage: $(STAMPS)/dev $(STAMPS)/vllm ## Run all tests and report branch covera
 mutate: $(STAMPS)/dev $(STAMPS)/vllm ## Break the kit's checks and its oracle one thing at a time: their tests must fail
 	$(BIN)/python tests/mutation/mutate.py --jobs=$(JOBS) $(MUTATE_ARGS)
 
-releases: $(STAMPS)/kvconform $(STAMPS)/vllm $(OVERLAY)/.installed ## Run the suites on the reference connector with the next vLLM release
-	PYTHONPATH=$(OVERLAY) $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
+releases: $(RELEASES:%=release-%) ## Run the suites on the reference connector with the other vLLM releases
+
+$(RELEASES:%=release-%): release-%: $(STAMPS)/kvconform $(STAMPS)/vllm .overlays/vllm-%/.installed
+	PYTHONPATH=.overlays/vllm-$* $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
 
 matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be caught, legal connectors must pass
 	$(BIN)/python tests/mutants/kill_matrix.py --cover --jobs=$(JOBS) $(MATRIX_ARGS)

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from kvconform.cases.limits import program_problem
+from kvconform.checks import SITUATIONS_BY_NAME
 from kvconform.isolation.codec import CodecError, dump_program, load_program
 from kvconform.report.json_report import ReportError, parse
 from kvconform.rules import Catalogue
 from kvconform.scenario.program import Program
 
 FORMAT = "kvconform-case"
-#: Of the whole file, programs included: raised whenever an older kvconform would misread it.
-FORMAT_VERSION = 1
+#: Of the whole file, programs included: raised whenever an older kvconform would misread it. Files of version 1 name
+#: nothing that has to be seen beyond compared loads.
+FORMAT_VERSION = 2
+_OLDER_VERSIONS = (1,)
 #: No case that kvconform writes comes near these.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 60
@@ -57,6 +60,7 @@ class Situation:
     """What a scenario is about, see :class:`kvconform.scenario.transfer.Family`.
 
     ``rule`` is the one that symptoms are bound to if ``control``, the scenario without the situation, shows none.
+    ``shown`` names what has to be seen for rules without a check of their own; None stands for compared loads.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Situation:
     words: str
     keeps: tuple[str, ...]
     control: Program | None
+    shown: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,10 @@ def from_data(data: Any, catalogue: Catalogue) -> Case:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CaseError(f'it is not a case of kvconform: expected is an object with "format": "{FORMAT}".')
     version = data.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    readable = (*_OLDER_VERSIONS, FORMAT_VERSION)
+    if type(version) is not int or version not in readable:
         raise CaseError(
-            f"it has format version {_short(version)}, and this kvconform reads {FORMAT_VERSION}: "
+            f"it has format version {_short(version)}, and this kvconform reads {' and '.join(map(str, readable))}: "
             "use the kvconform that wrote it."
         )
     if _too_deep(data):
@@ -162,12 +168,15 @@ def from_data(data: Any, catalogue: Catalogue) -> Case:
     rules = read.strings("rules")
     if not rules:
         raise CaseError("the case names no rule that was broken.")
-    situations = tuple(map(_situation, read.list("situations")))
+    situations = tuple(_situation(known, version) for known in read.list("situations"))
     if not 1 <= len(situations) <= _MAX_SITUATIONS:
         raise CaseError(f"the case has {len(situations)} situations, but expected are 1 to {_MAX_SITUATIONS}.")
     for rule in (*rules, *(rule for known in situations for rule in (known.rule, *known.keeps))):
         if rule not in catalogue:
             raise CaseError(f"it is about the rule {_short(rule)}, which this kvconform does not have.")
+    for shown in (known.shown for known in situations if known.shown is not None):
+        if shown not in SITUATIONS_BY_NAME:
+            raise CaseError(f"it has to show {_short(shown)}, a situation that this kvconform does not know.")
     how = read.text("how")
     if how not in get_args(How):
         raise CaseError(f"how is {_short(how)}, but expected is one of {', '.join(get_args(How))}.")
@@ -185,14 +194,15 @@ def from_data(data: Any, catalogue: Catalogue) -> Case:
     )
 
 
-def _situation(data: Any) -> Situation:
-    read = _Reader(data, "a situation", set(Situation.__dataclass_fields__))
+def _situation(data: Any, version: int) -> Situation:
+    read = _Reader(data, "a situation", set(Situation.__dataclass_fields__) - ({"shown"} if version == 1 else set()))
     return Situation(
         read.text("name"),
         read.text("rule"),
         read.text("words"),
         read.strings("keeps"),
         None if data["control"] is None else _program(read.table("control"), "control"),
+        None if data.get("shown") is None else read.text("shown"),
     )
 
 

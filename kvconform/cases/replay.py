@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import kvconform
 from kvconform.api import release_of
 from kvconform.cases.model import Case
-from kvconform.checks import Examination
+from kvconform.checks import SITUATIONS_BY_NAME, Examination
 from kvconform.config import RunConfig, read_run_config
 from kvconform.conformance import Conformance
 from kvconform.environment import prepare_environment
@@ -21,7 +21,7 @@ from kvconform.isolation.nursery import Nursery
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
 from kvconform.report.masking import mask_settings
-from kvconform.scenario.exploration import Refused, bind_to_situation, missing, refusal_words, witness_rule
+from kvconform.scenario.exploration import Outcome, Refused, bind_to_situation, missing, refusal_words, seen_of
 from kvconform.scenario.program import Program
 from kvconform.scenario.transfer import Family
 from kvconform.target import Target, parse_target
@@ -115,7 +115,7 @@ def _play(case: Case, conformance: Conformance, command: str) -> Replay:
     except CrashedError as error:
         return _lost(case, crashed_text(error, name, target=target, reproduce=command))
     if examination.clean:
-        return _clean(case, examination)
+        return _clean(case, family, examination)
     text = failure_text(
         examination.findings,
         examination.history,
@@ -147,6 +147,7 @@ def _family(case: Case) -> Family:
             _always(situation.control),
             keeps=frozenset(situation.keeps),
             general=family,
+            shown=None if situation.shown is None else SITUATIONS_BY_NAME[situation.shown],
         )
     assert family is not None  # a case has a situation
     return family
@@ -164,20 +165,20 @@ def _lost(case: Case, text: str) -> Replay:
     return Replay("ANOTHER RULE", f"the scenario shows another rule broken: {rule}", text)
 
 
-def _clean(case: Case, examination: Examination) -> Replay:
-    """No rule is broken: that the failure is gone takes a witness that its situation arose again."""
+def _clean(case: Case, family: Family, examination: Examination) -> Replay:
+    """No rule is broken: that the failure is gone takes a witness of each rule that its situation arose again."""
     rules = f"{', '.join(case.rules)} {'is' if len(case.rules) == 1 else 'are'}"
     if case.how != "fail":
         return Replay("FIXED", f"the scenario ends, and {rules} kept")
-    seen = {
-        what: count
-        for rule in case.rules
-        for what, count in examination.witnesses.get(witness_rule(rule), {}).items()
-        if count
-    }
-    if not seen:
-        why = examination.engine_bug or missing(case.rules[0])
-        return Replay("NOT SHOWN", f"no rule is broken, but nothing shows that {rules} kept: {why}")
+    outcome = Outcome()
+    outcome.note(examination)
+    seen: dict[str, int] = {}
+    for rule in case.rules:
+        counted = {what: count for what, count in seen_of(family, outcome, rule).items() if count}
+        if not counted:
+            why = examination.engine_bug or missing(rule, family)
+            return Replay("NOT SHOWN", f"no rule is broken, but nothing shows that {rule} is kept: {why}")
+        seen |= counted
     return Replay("FIXED", f"{rules} kept (witnessed: {', '.join(f'{n} {what}' for what, n in seen.items())})")
 
 

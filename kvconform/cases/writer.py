@@ -151,7 +151,8 @@ def _situations(family: Family, program: Program, how: How, findings: Sequence[F
         rule = bound if member.sort is not None and bound is not None else member.rule
         # What hung or crashed may have been the control itself.
         control = member.control(program) if member.control is not None and how == "fail" else None
-        yield Situation(member.name, rule, member.situation, tuple(sorted(member.keeps)), control)
+        shown = None if member.shown is None else member.shown.name
+        yield Situation(member.name, rule, member.situation, tuple(sorted(member.keeps)), control, shown)
         member = member.general
 
 

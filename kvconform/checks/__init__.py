@@ -33,7 +33,8 @@ from kvconform.checks import (
     workers,
 )
 from kvconform.checks.hand_off_situations import SITUATIONS
-from kvconform.checks.model import Check, Examination, Finding
+from kvconform.checks.model import Check, Examination, Finding, KitFailure, Situation
+from kvconform.engine.events import Event, KitFailed
 from kvconform.engine.history import History
 
 ALL_CHECKS: tuple[Check, ...] = (
@@ -66,6 +67,8 @@ ALL_CHECKS: tuple[Check, ...] = (
     *live.CHECKS,
 )
 CHECKS_BY_RULE: dict[str, Check] = {check.rule: check for check in ALL_CHECKS}
+#: All that a family may have to show, by the name that a case file gives.
+SITUATIONS_BY_NAME: dict[str, Situation] = {situation.name: situation for situation in SITUATIONS}
 
 
 # An answer that breaks one of these leaves the scheduler in a state in which nothing later proves anything: negative
@@ -81,8 +84,16 @@ def examine(history: History, release: str = "") -> Examination:
         history: what happened.
         release: of the vLLM that it happened on, whose known defects are not held against the connector; empty for a
             history to which none apply.
+
+    Raises:
+        KitFailure: the kit itself failed there, and nothing from before that explains it.
     """
     findings = [finding for check in ALL_CHECKS for finding in check.find(history)]
+    failed = next(history.of(KitFailed), None)
+    if failed is not None:
+        findings = _before(failed, history, findings)
+        if not findings:
+            raise KitFailure(f"{failed.error} during {failed.during} ({failed.where})\n{failed.trace}")
     met = known_engine_bugs.first_met(history, release)
     if met is not None:
         return _until(met, history, findings, release)
@@ -95,7 +106,7 @@ def _until(met: known_engine_bugs.Met, history: History, findings: list[Finding]
     """What stands of a history that shows a defect of vLLM: findings from before it."""
     order = {id(event): index for index, event in enumerate(history.events)}
     end = order[id(met.at)]
-    before = [finding for finding in findings if order[id(finding.at)] < end]
+    before = _before(met.at, history, findings)
     after = [finding for finding in findings if order[id(finding.at)] >= end]
     return Examination(
         history,
@@ -105,6 +116,11 @@ def _until(met: known_engine_bugs.Met, history: History, findings: list[Finding]
         excused=tuple(dict.fromkeys(finding.rule for finding in after)),
         excused_symptom=any(finding.symptom for finding in after),
     )
+
+
+def _before(at: Event, history: History, findings: list[Finding]) -> list[Finding]:
+    order = {id(event): index for index, event in enumerate(history.events)}
+    return [finding for finding in findings if order[id(finding.at)] < order[id(at)]]
 
 
 def _sound(history: History, findings: list[Finding]) -> list[Finding]:
@@ -122,4 +138,4 @@ def _sound(history: History, findings: list[Finding]) -> list[Finding]:
     ]
 
 
-__all__ = ["ALL_CHECKS", "CHECKS_BY_RULE", "Check", "Examination", "Finding", "examine"]
+__all__ = ["ALL_CHECKS", "CHECKS_BY_RULE", "SITUATIONS_BY_NAME", "Check", "Examination", "Finding", "examine"]

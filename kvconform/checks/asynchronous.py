@@ -126,19 +126,35 @@ def _instead(arrived: Arrived) -> str:
 
 def _came_later(history: History, index: int, arrived: Arrived) -> str:
     first_forward: int | None = None
+    forwards = 0
     wrong = False
     for event in history.events[index + 1 :]:
         if event.engine != arrived.engine:
             continue
         if event.step > arrived.step + LATE:
             break
-        if isinstance(event, Stray) and event.block in arrived.blocks:
+        # Bytes of another load that miss their own blocks say nothing about this one's end.
+        if isinstance(event, Stray) and event.block in arrived.blocks and arrived.request in event.late:
             return f"block {event.block} was written after that"
-        if isinstance(event, Compared) and event.request == arrived.request and event.external_tokens > 0:
-            first_forward = event.step if first_forward is None else first_forward
+        if isinstance(event, Compared) and event.request == arrived.request:
+            forwards += 1
+            if forwards == 1 and _is_computed_anew(arrived, event):
+                return "the engine computed it anew, but had put its block into the prefix cache before"
+            if event.external_tokens > 0:
+                first_forward = event.step if first_forward is None else first_forward
         elif isinstance(event, WrongBytes) and event.request == arrived.request and event.external:
             wrong = wrong or event.step == first_forward
     return "they came before the next forward" if first_forward is not None and not wrong else ""
+
+
+def _is_computed_anew(arrived: Arrived, forward: Compared) -> bool:
+    """Whether all that was not there is the last token of a prompt that was offered whole.
+
+    It is computed in the request's first ``forward``, so that the next one can be sampled, but its block is cached with
+    the others when the load is reported (Scheduler._update_waiting_for_remote_kv, 0.32.0).
+    """
+    missing = [held.first for held in arrived.held]
+    return arrived.wrong == 1 and missing == [forward.local_tokens + forward.external_tokens]
 
 
 def _arrived(history: History) -> Mapping[str, int]:

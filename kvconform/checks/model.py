@@ -9,6 +9,10 @@ from kvconform.engine.events import Event
 from kvconform.engine.history import History
 
 
+class KitFailure(Exception):
+    """The kit itself failed while a scenario was played, and nothing before that breaks a rule."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """A rule was broken. Texts are for a reader who has never seen the kit.

@@ -16,6 +16,8 @@ from kvconform.engine.history import History
 #: Chances that a prompt gets after a reset to be stored and found again, before it counts as lost.
 CHANCES = 3
 Prompt = tuple[int, ...]
+#: With whatever else determines its KV: an adapter, a salt, items.
+Whole = tuple[str, Prompt]
 
 
 @dataclass
@@ -25,18 +27,25 @@ class _Engine:
     ``admitted`` are the requests that got blocks. ``since`` holds the requests that were alive at the last successful
     reset or came later, with their tokens: whatever they have computed may be matched. None as long as there was no
     reset. ``lost`` counts the queries since then for what was ``served`` before.
+
+    Adapters and salts are left out of ``since``: who mixes them up breaks MATCH-17, with or without a reset.
     """
 
     tokens: dict[str, Prompt] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     admitted: set[str] = field(default_factory=set)
     since: list[tuple[str, Prompt]] | None = None
-    served: set[Prompt] = field(default_factory=set)
-    lost: dict[Prompt, int] = field(default_factory=dict)
+    served: set[Whole] = field(default_factory=set)
+    lost: dict[Whole, int] = field(default_factory=dict)
 
     def prompt(self, query: HookCall) -> Prompt:
         """The tokens of the request that a match query is about."""
         return self.tokens.get(query.args["request"], ())
+
+    def whole(self, query: HookCall) -> Whole:
+        """What determines the KV of the request that a match query is about."""
+        return self.identities.get(query.args["request"], ""), self.prompt(query)
 
     def reset(self) -> None:
         """The connector's cache was emptied."""
@@ -57,6 +66,7 @@ def _queries(history: History) -> Iterator[tuple[_Engine, HookCall, int]]:
         if isinstance(event, ProgramAction) and event.action == "add":
             request, tokens = event.detail["request"], tuple(event.detail["tokens"])
             engine.tokens[request] = tokens
+            engine.identities[request] = event.detail.get("identity", "")
             engine.alive.add(request)
             if engine.since is not None:
                 engine.since.append((request, tokens))
@@ -69,7 +79,7 @@ def _queries(history: History) -> Iterator[tuple[_Engine, HookCall, int]]:
         elif isinstance(event, HookCall) and event.hook == "get_num_new_matched_tokens":
             promised = _promise(event)
             if promised:
-                engine.served.add(engine.prompt(event))
+                engine.served.add(engine.whole(event))
             yield engine, event, promised
 
 
@@ -122,7 +132,7 @@ def _rediscovery(history: History) -> Iterator[tuple[HookCall, int, bool]]:
     found; from then on it is not lost.
     """
     for engine, query, promised in _queries(history):
-        own = engine.prompt(query)
+        own = engine.whole(query)
         if query.error is None and own in engine.lost and query.args["num_computed_tokens"] == 0:
             engine.lost[own] += 1
             yield query, engine.lost[own], promised > 0
@@ -166,7 +176,7 @@ def _resets(history: History) -> Mapping[str, int]:
 
 def _queried_after(history: History) -> Mapping[str, int]:
     """Queries after a reset for prompts that were served before it."""
-    asked = sum(engine.prompt(query) in engine.lost for engine, query, _ in _queries(history))
+    asked = sum(engine.whole(query) in engine.lost for engine, query, _ in _queries(history))
     return {"queries after a reset for what was served before it": asked}
 
 

@@ -71,7 +71,9 @@ class Stray(Event):
     """The connector wrote where it must not: ``block`` -1 is the guard behind the last view, 0 the null block.
 
     ``held`` tells that the block belongs only to requests that have finished and whose blocks are held; ``barred`` that
-    its one owner has yet to compute the slots, must not be served from any cache, and got its own KV there.
+    its one owner has yet to compute the slots, must not be served from any cache, and got its own KV there. ``late``
+    are the requests whose load was reported as complete without these slots, and that this may be the load of: it is
+    their KV of these tokens, or nothing that was computed in this run.
     """
 
     phase: str
@@ -83,6 +85,7 @@ class Stray(Event):
     held: bool = False
     block_size: int = 0
     barred: bool = False
+    late: tuple[str, ...] = ()
 
 
 @record

@@ -1,7 +1,7 @@
 """What differs between vLLM releases, in one place.
 
 Every function here hides one difference and names the releases it bridges; the rest of the kit imports nothing from
-vLLM whose place or shape changed between the supported releases (0.29.0 to 0.33.0, tested on 0.32.0 and 0.33.0).
+vLLM whose place or shape changed between the supported releases (0.29.0 to 0.33.0, all of which `make releases` tries).
 """
 
 from __future__ import annotations
@@ -106,19 +106,29 @@ def inherits(connector: Any, hook: str) -> bool:
 def v2_pre_forward(
     active: Any, output: SchedulerOutput, input_batch: Any, attn_metadata: Mapping[str, Any] | None
 ) -> None:
-    """``ActiveKVConnector.pre_forward``: keyword arguments until 0.31.0, the batch and its metadata from 0.32.0 on."""
+    """``ActiveKVConnector.pre_forward``: the batch and its metadata from 0.32.0 on.
+
+    In 0.30.0 and 0.31.0 ``execute_model`` hands out as keywords what start_load_kv is to get, and 0.29.0 has nothing to
+    hand out (vllm/v1/worker/gpu/model_runner.py).
+    """
     if at_least("0.32.0"):
         active.pre_forward(output, input_batch, attn_metadata)
-    elif at_least("0.30.0") and input_batch is not None:
+    elif at_least("0.30.0"):
         active.pre_forward(
             output,
-            scheduler_output=output,
             request_state_indices=input_batch.idx_mapping,
             request_ids=input_batch.req_ids,
             num_tokens=input_batch.num_tokens,
+            **({} if attn_metadata is None else {"attn_metadata": attn_metadata}),
         )
     else:
         active.pre_forward(output)
+
+
+def v2_finish_forward(active: Any) -> None:
+    """``ActiveKVConnector.finish_forward``, which 0.30.0 brought, as it did the hook."""
+    if at_least("0.30.0"):
+        active.finish_forward()
 
 
 def v2_post_forward(active: Any, finished_req_ids: set[str], drafts: bool) -> Any:

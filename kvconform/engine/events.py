@@ -162,6 +162,19 @@ class EngineRaised(Event):
 
 
 @record
+class KitFailed(Event):
+    """The kit's own code raised where it plays vLLM's part, and the engine ended with it; ``trace`` are its last lines.
+
+    It may have stumbled over an answer of the connector that breaks a rule; by itself it says nothing of the connector.
+    """
+
+    during: str
+    error: str
+    where: str
+    trace: str = ""
+
+
+@record
 class ForwardFailed(Event):
     """The scenario made a forward raise, which ends an engine; no fault of the connector."""
 

@@ -262,9 +262,9 @@ def _of_registration(kv_caches: Any, *_: Any, **__: Any) -> dict[str, Any]:
 
 def _of_reports(connector_output: Any) -> dict[str, Any]:
     return {
-        "finished_sending": sorted(connector_output.finished_sending or ()),
-        "finished_recving": sorted(connector_output.finished_recving or ()),
-        "invalid_block_ids": sorted(connector_output.invalid_block_ids),
+        "finished_sending": _ordered(connector_output.finished_sending),
+        "finished_recving": _ordered(connector_output.finished_recving),
+        "invalid_block_ids": _ordered(connector_output.invalid_block_ids),
     }
 
 
@@ -307,6 +307,14 @@ def _groups(block_ids: Any) -> Any:
     return list(block_ids)
 
 
+def _ordered(ids: Any) -> list[Any]:
+    """Ids in order; of an answer that is no collection of ids, what it looks like."""
+    try:
+        return sorted(ids or ())
+    except TypeError:
+        return sorted(map(repr, ids)) if isinstance(ids, (list, tuple, set, frozenset)) else [repr(ids)[:80]]
+
+
 def describe_result(hook: str, result: Any) -> Any:
     """A result as plain data that keeps the type visible where the contract fixes the type."""
     if result is None or isinstance(result, (bool, int, str)):
@@ -317,10 +325,10 @@ def describe_result(hook: str, result: Any) -> Any:
     if isinstance(result, tuple):
         return tuple(describe_result(hook, item) for item in result)
     if isinstance(result, (set, frozenset)):
-        return {"set": sorted(map(str, result)) if hook != "get_block_ids_with_load_errors" else sorted(result)}
+        return {"set": _ordered(result if hook == "get_block_ids_with_load_errors" else map(str, result))}
     if isinstance(result, dict):
         return {str(key): repr(value)[:80] for key, value in result.items()}
     if hook == "get_transfer_results":
         names = ("finished_sending", "finished_recving", "failed_recving")
-        return {name: sorted(getattr(result, name, None) or ()) for name in names}
+        return {name: _ordered(getattr(result, name, None)) for name in names}
     return f"<{type(result).__module__}.{type(result).__qualname__}>"

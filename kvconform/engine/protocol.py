@@ -21,10 +21,14 @@ class Engine(Protocol):
     """
 
     history: History
-    #: What the connector had for the front-end when a request ended, by request.
-    delivered: dict[str, Any]
-    #: The most seconds that a drain has waited for a transfer which ended then.
-    longest_wait: float
+
+    @property
+    def delivered(self) -> dict[str, Any]:
+        """What the connector had for the front-end when a request ended, by request."""
+
+    @property
+    def longest_wait(self) -> float:
+        """The most seconds that a drain has waited for a transfer which ended then."""
 
     @property
     def connectors(self) -> tuple[Any, ...]:

@@ -22,10 +22,11 @@ from kvconform.scenario.program import (
     Resume,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload
+from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 _OPTIONS = st.builds(lambda runner: EngineOptions(runner=runner), st.sampled_from(RUNNERS))
-_LENGTHS = st.lists(st.sampled_from([BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 1, 45]), min_size=1, max_size=2)
+#: Whose a request is: nobody's, of an adapter, of a tenant. Each may have a part of the store to itself.
+_WHOSE = (RequestSpec("plain", ()), RequestSpec("adapted", (), lora="tuned"), RequestSpec("tenant", (), salt="tenant"))
 
 
 def _without_resets(program: Program) -> Program:
@@ -34,20 +35,28 @@ def _without_resets(program: Program) -> Program:
     return replace(program, actions=actions)
 
 
-def _between(lengths: Sequence[int], options: EngineOptions) -> Program:
-    prompts = [((i + 1, n),) for i, n in enumerate(lengths)]
-    actions = [*store_then_reload(prompts, 2), ForgetLocal(), ResetConnector()]
-    for name in ("after", "again", "third", "fourth"):
-        for index, prompt in enumerate(prompts):
-            actions += [Add(RequestSpec(f"{name}{index}", prompt, 2)), Drain()]
+def _between(requests: Sequence[tuple[int, RequestSpec]], options: EngineOptions) -> Program:
+    """Requests of these lengths, each of tokens of its own: whether keys tell them apart is the affair of others."""
+    actions: list[Action] = []
+    for name in ("store", "reload", "after", "again", "third", "fourth"):
+        for index, (length, whose) in enumerate(requests):
+            actions += [Add(replace(whose, id=f"{name}{index}", prompt=((index + 1, length),), max_tokens=2)), Drain()]
         actions.append(ForgetLocal())
+        if name == "reload":
+            actions.append(ResetConnector())
     return Program("reset", options, tuple(actions))
 
 
 def between_steps() -> Family:
     """Stored, found, reset: not found any more; computed again: found again."""
-    examples = tuple(_between((3 * BLOCK + 1, BLOCK + 5), EngineOptions(runner=runner)) for runner in RUNNERS)
-    drawn = st.builds(_between, _LENGTHS, _OPTIONS)
+    plain, *others = _WHOSE
+    examples = (
+        *(_between([(3 * BLOCK + 1, plain), (BLOCK + 5, plain)], EngineOptions(runner=runner)) for runner in RUNNERS),
+        _between([(2 * BLOCK + 1, whose) for whose in others], EngineOptions()),
+    )
+    lengths = st.sampled_from([BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 1, 45])
+    requests = st.lists(st.tuples(lengths, st.sampled_from(_WHOSE)), min_size=1, max_size=2)
+    drawn = st.builds(_between, requests, _OPTIONS)
     return Family("reset", "RST-03", examples, drawn, "a reset of the connector", _without_resets)
 
 

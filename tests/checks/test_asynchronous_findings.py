@@ -115,7 +115,16 @@ def test_missing_report_for_an_id_used_before_may_be_due_to_that() -> None:
 
 def test_load_that_is_written_after_its_report_was_reported_too_early() -> None:
     arrived = Arrived(1, 2, "r1", 32, "layer", 32, (1, 2))
-    assert broken(*LOADING, results(2, received=("r1",)), arrived, stray(2, "r1", step=4)) == ["ASYNC-05"]
+    late = stray(2, "r1", step=4, late=("r1",))
+    assert broken(*LOADING, results(2, received=("r1",)), arrived, late) == ["ASYNC-05"]
+
+
+@pytest.mark.parametrize("late", [(), ("r2",)])
+def test_what_misses_another_loads_blocks_makes_no_report_too_early(late: tuple[str, ...]) -> None:
+    """It says where that load went, not when this one ended."""
+    arrived = Arrived(1, 2, "r1", 32, "layer", 32, (1, 2))
+    beside = stray(2, "r1", step=4, late=late)
+    assert broken(*LOADING, results(2, received=("r1",)), arrived, beside) == ["ALLOC-02"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +150,7 @@ def test_load_whose_bytes_come_before_the_forward_was_reported_too_early() -> No
 
 def test_load_reported_as_failed_need_not_be_there() -> None:
     arrived = Arrived(1, 2, "r1", 32, "layer", 32, (1, 2), reported_failed=True)
-    assert found("ASYNC-05", *LOADING, arrived, stray(2, "r1", step=4)) == []
+    assert found("ASYNC-05", *LOADING, arrived, stray(2, "r1", step=4, late=("r1",))) == []
 
 
 def test_write_into_a_held_block() -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from histories import alloc, compared, found, match, stray, witness, wrong
 from test_asynchronous_findings import HELD, LOADED, LOADING, add, finish, results, stuck
 
-from kvconform.engine.byte_events import Arrived, Compared
+from kvconform.engine.byte_events import Arrived, Compared, Held, Stray
 from kvconform.engine.events import Event, HookCall, Scheduled
 
 
 def arrived(step: int = 2, *, engine: int = 1, **more: Any) -> Arrived:
     return Arrived(engine, step, "r1", 32, "layer", 32, (1, 2), **more)
+
+
+def written(block: int, *, step: int, engine: int = 1) -> Stray:
+    """What may be r1's load comes to a block."""
+    return stray(block, step=step, engine=engine, late=("r1",))
 
 
 def asked(hook: str, result: Any, step: int = 1, *, engine: int = 1, error: str | None = None) -> HookCall:
@@ -34,8 +40,8 @@ def scheduled(step: int, *requests: str, engine: int = 1) -> Scheduled:
 @pytest.mark.parametrize(
     "late",
     [
-        stray(1, step=2),
-        stray(2, step=22),
+        written(1, step=2),
+        written(2, step=22),
         compared(32, step=3),
         # Wrong bytes of somebody else, of a part that was not loaded, or of a later forward are another matter.
         (compared(32, step=3), wrong(0, 15, request="r2", step=3)),
@@ -55,15 +61,17 @@ def test_bytes_came_after_the_report(late: Any) -> None:
     "late",
     [
         (),
-        (stray(3, step=3),),
-        (stray(2, step=23),),
-        (stray(2, step=3, engine=2),),
+        (written(3, step=3),),
+        (written(2, step=23),),
+        (written(2, step=3, engine=2),),
+        (stray(2, step=3),),
+        (stray(2, step=3, late=("r2",)),),
         (compared(0, step=3),),
         (compared(32, step=3, request="r2"),),
         (compared(32, step=23),),
         (compared(32, step=3), wrong(0, 15, step=3)),
         (compared(32, step=3), wrong(0, 15, step=3), wrong(0, 15, step=4)),
-        (stray(2, step=23), compared(32, step=3)),
+        (written(2, step=23), compared(32, step=3)),
     ],
 )
 def test_bytes_that_never_came_or_have_another_cause_are_no_early_report(late: tuple[Event, ...]) -> None:
@@ -74,13 +82,45 @@ def test_one_token_in_its_blocks_is_enough_of_a_load() -> None:
     assert len(found("ASYNC-05", *LOADED, arrived(), compared(1, step=3))) == 1
 
 
+LAST_TOKEN = Held(31, 31, "poison", "poison")
+
+
+@pytest.mark.parametrize(
+    ("missing", "covered", "told"),
+    [
+        ({"wrong": 1, "held": (LAST_TOKEN,)}, (0, 31), True),
+        # With a local hit on the rest, the forward reads nothing of what the connector promised.
+        ({"wrong": 1, "held": (LAST_TOKEN,)}, (31, 0), True),
+        ({"wrong": 1, "held": (LAST_TOKEN,)}, (30, 0), False),
+        ({"wrong": 1, "held": (Held(30, 30, "poison", "poison"),)}, (31, 0), False),
+        ({"wrong": 2, "held": (Held(30, 31, "poison", "poison"),)}, (30, 0), False),
+        ({"wrong": 1}, (31, 0), False),
+    ],
+)
+def test_last_token_of_a_prompt_offered_whole_has_to_be_there_though_it_is_computed_anew(
+    missing: dict[str, Any], covered: tuple[int, int], told: bool
+) -> None:
+    load = replace(Arrived(1, 2, "r1", 32, "layer", 32, (1, 2)), **missing)
+    first = Compared(1, 3, "r1", *covered, 2)
+    findings = found("ASYNC-05", *LOADED, load, first, compared(32, step=4), wrong(0, 15, step=4))
+    observed = [finding.observed for finding in findings if "computed it anew" in finding.observed]
+    assert bool(observed) is told
+
+
+def test_only_the_first_forward_behind_a_load_computes_its_last_token_anew() -> None:
+    load = Arrived(1, 2, "r1", 32, "layer", 1, (1, 2), held=(LAST_TOKEN,))
+    forwards = [Compared(1, 3, "r1", 5, 0, 2), Compared(1, 4, "r1", 31, 0, 2)]
+    assert found("ASYNC-05", *LOADED, load, *forwards) == []
+    assert len(found("ASYNC-05", *LOADED, load, Compared(1, 3, "r2", 5, 0, 2), forwards[1])) == 1
+
+
 def test_what_came_before_the_report_is_not_looked_at() -> None:
-    assert found("ASYNC-05", *LOADED, stray(2, step=2), arrived()) == []
+    assert found("ASYNC-05", *LOADED, written(2, step=2), arrived()) == []
 
 
 def test_load_whose_bytes_were_all_there_is_right() -> None:
     right = Arrived(1, 2, "r1", 32, "layer", 0, (1, 2))
-    assert found("ASYNC-05", *LOADED, right, stray(2, step=3)) == []
+    assert found("ASYNC-05", *LOADED, right, written(2, step=3)) == []
     assert witness("ASYNC-05", right, arrived()) == 2
 
 

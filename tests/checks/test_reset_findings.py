@@ -14,8 +14,8 @@ from kvconform.engine.events import CacheReset, Event, HookCall, ProgramAction, 
 COMMON = tuple(range(49))
 
 
-def added(request: str, tokens: tuple[int, ...] = COMMON, *, engine: int = 1) -> ProgramAction:
-    return ProgramAction(engine, 0, "add", {"request": request, "tokens": list(tokens)})
+def added(request: str, tokens: tuple[int, ...] = COMMON, *, engine: int = 1, whose: str = "") -> ProgramAction:
+    return ProgramAction(engine, 0, "add", {"request": request, "tokens": list(tokens), "identity": whose})
 
 
 def asked(request: str, tokens: int = 48, *, step: int = 6, computed: int = 0, engine: int = 1) -> HookCall:
@@ -90,6 +90,8 @@ AFTER = (added("b"), asked("b"))
         ((*reset(), added("a"), *AFTER), 0),
         ((*reset(), added("a"), done("a"), *AFTER), 0),
         ((*reset(), added("a", engine=2), *AFTER), 1),
+        # What is shared between tenants is the affair of MATCH-17.
+        ((*reset(), added("a", whose="tenant"), *AFTER), 0),
         # A local reset in the step of the connector's forgets nothing more.
         ((*reset(), added("a"), done("a"), local(), *AFTER), 0),
         ((*reset(), replace(added("a"), action="abort"), *AFTER), 1),
@@ -135,9 +137,12 @@ def test_request_has_no_part_in_its_own_hit_before_it_got_blocks() -> None:
 SERVED = (added("a"), asked("a", step=1), done("a"))
 
 
-def tries(*tokens: int, computed: int = 0, prompt: tuple[int, ...] = COMMON) -> tuple[Event, ...]:
+def tries(*tokens: int, computed: int = 0, prompt: tuple[int, ...] = COMMON, whose: str = "") -> tuple[Event, ...]:
     """Requests of the same prompt one after the other, and what each was promised."""
-    each = ((added(f"b{n}", prompt), asked(f"b{n}", t, computed=computed, step=6 + n)) for n, t in enumerate(tokens))
+    each = (
+        (added(f"b{n}", prompt, whose=whose), asked(f"b{n}", t, computed=computed, step=6 + n))
+        for n, t in enumerate(tokens)
+    )
     return tuple(event for events in each for event in events)
 
 
@@ -161,6 +166,9 @@ def tries(*tokens: int, computed: int = 0, prompt: tuple[int, ...] = COMMON) -> 
         ((*SERVED, *reset(), *tries(0, 48), *reset(step=9), *tries(0, 0, 0)), 1),
         ((*SERVED, *reset(), *tries(0, 0), *reset(step=9), *tries(0, 0)), 0),
         ((*reset(), *SERVED, *reset(step=9), *tries(0, 0, 0)), 1),
+        # The same tokens of another tenant, and of that one: what was served was another's.
+        ((*SERVED, *reset(), *tries(0, 0, 0, whose="tenant")), 0),
+        ((added("a", whose="tenant"), asked("a", step=1), done("a"), *reset(), *tries(0, 0, 0, whose="tenant")), 1),
         # Two engines forget each for itself.
         ((*SERVED, *reset(), *[replace(event, engine=2) for event in tries(0, 0, 0)]), 0),
     ],
@@ -179,6 +187,7 @@ def test_prompt_that_is_never_found_again(events: tuple[Event, ...], count: int)
         ((*SERVED, *reset(), *tries(1)), 1, 1),
         ((*SERVED, *reset(), *tries(0, 0)), 2, 0),
         ((*SERVED, *reset(), *tries(0, 48, prompt=COMMON[:40])), 0, 0),
+        ((*SERVED, *reset(), *tries(0, 48, whose="tenant")), 0, 0),
         ((*SERVED, *tries(48)), 0, 0),
         ((*SERVED, *reset(inherits=True), *tries(48)), 0, 0),
         ((*SERVED, added("c", (1, 2, 3)), asked("c", 2), *reset(), *tries(48), *tries(2, prompt=(1, 2, 3))), 2, 2),

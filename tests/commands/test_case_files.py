@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from making_cases import FAMILY, PROGRAM, case, examination, finding, save
 
+from kvconform import checks
 from kvconform.cases import writer
 from kvconform.cases.model import MAX_BYTES, CaseError, from_data, read, to_data
 from kvconform.cases.writer import CaseWriter
+from kvconform.checks import SITUATIONS_BY_NAME
+from kvconform.checks.model import Situation
 from kvconform.cli import main
 from kvconform.config import RunConfig
 from kvconform.rules import load_catalogue
@@ -45,6 +50,18 @@ def shape(**changes: Any) -> dict[str, Any]:
     return options(shape={**known, **changes})
 
 
+def situation(*without: str, **changes: Any) -> dict[str, Any]:
+    """A case whose situation differs."""
+    (known,) = to_data(case())["situations"]
+    return changed(situations=[{key: value for key, value in {**known, **changes}.items() if key not in without}])
+
+
+def of_version_1(data: dict[str, Any]) -> dict[str, Any]:
+    """A case as it was written before situations named what has to be seen."""
+    old = [{key: value for key, value in known.items() if key != "shown"} for known in data["situations"]]
+    return {**data, "format_version": 1, "situations": old}
+
+
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +85,21 @@ def test_a_special_case_is_kept_with_what_it_is_a_case_of_and_the_rule_that_was_
     assert file is not None
     situations = read(file, load_catalogue()).situations
     assert [(known.name, known.rule) for known in situations] == [("special", "META-09"), (FAMILY.name, "META-07")]
+
+
+def test_what_has_to_be_seen_is_kept_by_its_name(tmp_path: Path) -> None:
+    shown = SITUATIONS_BY_NAME["hand-offs between two caches of this kind"]
+    file = save(tmp_path, family=replace(FAMILY, shown=shown, general=FAMILY))
+    assert file is not None
+    assert [known["shown"] for known in json.loads(file.read_text())["situations"]] == [shown.name, None]
+    assert [known.shown for known in read(file, load_catalogue()).situations] == [shown.name, None]
+
+
+def test_every_situation_of_the_kit_can_be_named_in_a_case() -> None:
+    modules = [import_module(f"kvconform.checks.{found.name}") for found in iter_modules(checks.__path__)]
+    known = [value for module in modules for value in vars(module).values() if isinstance(value, Situation)]
+    assert known
+    assert all(SITUATIONS_BY_NAME.get(each.name) is each for each in known)
 
 
 def test_the_same_failure_has_the_same_name_in_every_run(tmp_path: Path) -> None:
@@ -125,6 +157,13 @@ def test_only_the_kits_own_folder_is_hidden_from_version_control(tmp_path: Path)
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
+
+def test_a_case_of_the_first_version_is_read_and_has_nothing_particular_to_show() -> None:
+    found = from_data(of_version_1(to_data(case())), load_catalogue())
+    assert found == case()
+    assert [known.shown for known in found.situations] == [None]
+
+
 NESTED: dict[str, Any] = {"id": "r", "prompt": [[1, 4]]}
 for _ in range(30):
     NESTED = {"id": "r", "prompt": [[1, 4]], "continues": NESTED}
@@ -132,7 +171,7 @@ for _ in range(30):
 HOSTILE: dict[str, tuple[Any, str]] = {
     "a list": ([1, 2], 'expected is an object with "format": "kvconform-case"'),
     "a report": ({"format": "kvconform-report"}, 'expected is an object with "format": "kvconform-case"'),
-    "another version": (changed(format_version=2), "it has format version 2, and this kvconform reads 1"),
+    "another version": (changed(format_version=3), "it has format version 3, and this kvconform reads 1 and 2"),
     "a version that is true": (changed(format_version=True), "it has format version True"),
     "no version": ({"format": "kvconform-case"}, "it has format version None"),
     "an unknown key": (changed(run="os.system"), "the case has the unknown key 'run'"),
@@ -146,6 +185,17 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "an unknown outcome": (changed(how="boom"), "how is 'boom', but expected is one of fail, timeout, crash"),
     "a connector that is a text": (changed(connector="os:system"), "connector of the case is 'os:system'"),
     "no situation": (changed(situations=[]), "the case has 0 situations, but expected are 1 to 5"),
+    "a situation less a key": (situation("shown"), "a situation lacks the key 'shown'"),
+    "a newer key in an older version": ({**changed(), "format_version": 1}, "a situation has the unknown key 'shown'"),
+    "an unknown thing to show": (
+        situation(shown="os.system"),
+        "it has to show 'os.system', a situation that this kvconform does not know.",
+    ),
+    "a place for a thing to show": (
+        situation(shown="kvconform.checks.hand_off_situations:PAGES"),
+        "it has to show 'kvconform.checks.hand_off_situations:PAGES', a situation that this kvconform does not know.",
+    ),
+    "a number for a thing to show": (situation(shown=1), "shown of a situation is 1, but expected is a text"),
     "a situation that is a text": (changed(situations=["x"]), "a situation is 'x', but expected is an object"),
     "a scenario that is a text": (changed(program="rm -rf"), "program of the case is 'rm -rf', but expected is an"),
     "an unknown action": (program(actions=[{"action": "Execute", "code": "1"}]), "not a scenario that kvconform wrote"),

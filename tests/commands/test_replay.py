@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -99,6 +101,45 @@ def test_silence_without_a_witness_is_no_fix(run: Callable[..., Result]) -> None
     found = run(always(examination(witnesses={})), case())
     assert found.exit_code == 1
     assert last(found).startswith("NOT SHOWN x.case.json: no rule is broken, but nothing shows that META-07 is kept: ")
+
+
+HANDED_OFF = "hand-offs behind a local hit"
+
+
+def with_hand_offs(**changes: Any) -> Case:
+    """A case that is only decided where a hand-off came behind a local hit."""
+    (known,) = case().situations
+    return case(situations=(replace(known, shown=HANDED_OFF),), **changes)
+
+
+def test_compared_loads_are_no_fix_where_another_situation_has_to_be_seen(run: Callable[..., Result]) -> None:
+    found = run(always(examination()), with_hand_offs())
+    assert found.exit_code == 1
+    assert last(found) == (
+        "NOT SHOWN x.case.json: no rule is broken, but nothing shows that META-07 is kept: "
+        "no hand-off was loaded behind a local hit."
+    )
+    seen = {"LOAD-01": {"external tokens compared": 48}, HANDED_OFF: {HANDED_OFF: 0}}
+    assert last(run(always(examination(witnesses=seen)), with_hand_offs())).startswith("NOT SHOWN x.case.json: ")
+
+
+def test_the_situation_that_has_to_be_seen_is_the_witness_of_a_fix(run: Callable[..., Result]) -> None:
+    seen = {"LOAD-01": {"external tokens compared": 48}, HANDED_OFF: {HANDED_OFF: 2}}
+    found = run(always(examination(witnesses=seen)), with_hand_offs())
+    assert found.exit_code == 0
+    assert last(found) == "FIXED x.case.json: META-07 is kept (witnessed: 2 hand-offs behind a local hit)."
+
+
+def test_a_rule_with_a_check_of_its_own_has_its_own_witness(run: Callable[..., Result]) -> None:
+    found = run(always(examination()), with_hand_offs(rules=("LOAD-01",)))
+    assert found.exit_code == 0
+    assert last(found) == "FIXED x.case.json: LOAD-01 is kept (witnessed: 48 external tokens compared)."
+
+
+def test_one_rule_is_no_witness_for_another_one(run: Callable[..., Result]) -> None:
+    found = run(always(examination()), with_hand_offs(rules=("LOAD-01", "META-07")))
+    assert found.exit_code == 1
+    assert "nothing shows that META-07 is kept: no hand-off was loaded behind a local hit" in last(found)
 
 
 def test_a_refusal_to_start_is_no_fix(run: Callable[..., Result]) -> None:

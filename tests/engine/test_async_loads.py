@@ -168,6 +168,7 @@ def test_a_write_after_the_completion_is_a_stray_write(bench: Bench) -> None:
     engine.drain()
     late = [event for event in bench.of(Stray) if event.owners == ("reload",)]
     assert {slot for event in late for slot in event.slots} == set(range(16))
+    assert {event.late for event in late} == {("reload",)}
     assert late[0].step == bench.of(WrongBytes)[0].step, "the load is done behind the forward that read"
     rules = {finding.rule for finding in examine(bench.history).findings}
     assert rules == {"ASYNC-05"}, "the early report is the cause, and what follows from it is not told again"

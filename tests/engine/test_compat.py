@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from kvconform.api import VllmRuntime
 from kvconform.engine import compat
-from kvconform.engine.events import HookCall
+from kvconform.engine.events import EngineRaised, HookCall
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.configuration import build_vllm_config
 from kvconform.engine.vllm_engine.requests import build_request, hash_function
@@ -162,6 +162,56 @@ def test_the_v2_wrapper_ends_a_step_behind_the_draft_model_from_0_33_0_on(
     monkeypatch.setattr(compat, "at_least", lambda oldest: Version(release) >= Version(oldest))
     assert compat.v2_post_forward(active, {"a"}, drafts) == "output after {'a'}"
     assert seen == calls
+
+
+#: What ActiveKVConnector.pre_forward takes in a release, besides the step (vllm/v1/worker/gpu/kv_connector.py).
+BATCH = SimpleNamespace(idx_mapping="indices", req_ids=["a"], num_tokens=3)
+KEYWORDS = {"request_state_indices": "indices", "request_ids": ["a"], "num_tokens": 3}
+
+
+@pytest.mark.parametrize("metadata", [None, {"layer": "metadata"}])
+@pytest.mark.parametrize("release", ["0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0"])
+def test_the_v2_wrapper_is_called_as_its_release_declares_it(
+    monkeypatch: pytest.MonkeyPatch, release: str, metadata: dict[str, str] | None
+) -> None:
+    class Until029:
+        def pre_forward(self, scheduler_output: str) -> None:
+            seen.append((scheduler_output,))
+
+    class Until031:
+        def pre_forward(self, scheduler_output: str, **kwargs: Any) -> None:
+            seen.append((scheduler_output, kwargs))
+
+        def finish_forward(self) -> None:
+            seen.append(("finish_forward",))
+
+    class From032(Until031):
+        def pre_forward(  # type: ignore[override]
+            self, scheduler_output: str, input_batch: Any = None, attn_metadata: Any = None
+        ) -> None:
+            seen.append((scheduler_output, input_batch, attn_metadata))
+
+    seen: list[tuple[Any, ...]] = []
+    version = Version(release)
+    newer = From032 if version >= Version("0.32.0") else Until031
+    active = newer() if version >= Version("0.30.0") else Until029()
+    monkeypatch.setattr(compat, "at_least", lambda oldest: version >= Version(oldest))
+    compat.v2_pre_forward(active, "step", BATCH, metadata)
+    compat.v2_finish_forward(active)
+    keywords = KEYWORDS if metadata is None else {**KEYWORDS, "attn_metadata": metadata}
+    expected = {"0.29.0": [("step",)], "0.30.0": [("step", keywords), ("finish_forward",)]}
+    expected["0.31.0"] = expected["0.30.0"]
+    assert seen == expected.get(release, [("step", BATCH, metadata), ("finish_forward",)])
+
+
+def test_the_installed_v2_wrapper_takes_what_it_is_given(bench: Bench) -> None:
+    """Both ways through a step: with layer hooks, and with a replayed graph that gets the batch's metadata."""
+    for runner in ("v2", "v2-full-graph"):
+        run(bench.engine(options=EngineOptions(runner=runner)), request("a", 33, 2))  # type: ignore[arg-type]
+        bench.engines[-1].shutdown()
+    steps = [call.hook for call in bench.of(HookCall) if call.hook in ("start_load_kv", "wait_for_save")]
+    assert steps.count("start_load_kv") == steps.count("wait_for_save") > 2
+    assert not bench.of(EngineRaised)
 
 
 def test_the_hooks_of_the_installed_base_class_are_all_recorded() -> None:

@@ -14,7 +14,7 @@ from kvconform.engine.byte_events import Audited, Compared, Stray, WrongBytes
 from kvconform.engine.events import Crossing, EngineRaised, HookCall, Leaked, NeverIdle, Scheduled, Tokens
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import EngineStopped
-from kvconform.engine.vllm_engine import engine as engine_module
+from kvconform.engine.vllm_engine import waiting
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
 from kvconform.scenario.program import RequestSpec
 
@@ -510,7 +510,7 @@ def test_shutdown_that_raises_is_recorded(bench: Bench) -> None:
 
 
 def test_an_engine_that_never_becomes_idle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "STEP_LIMIT", 10)
+    monkeypatch.setattr(waiting, "STEP_LIMIT", 10)
     engine = bench.engine()
     engine.add(request("endless", 20, 100))
     with pytest.raises(EngineStopped, match="not idle after 10 steps"):

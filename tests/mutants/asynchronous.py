@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import stepwise
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from kvconform.reference._async_messages import Hold, LoadJob
+from kvconform.reference._async_transfers import Load
 from kvconform.reference.async_file_store import AsyncFileStoreConnector
 from kvconform.reference.file_store import FileStoreConnector
 
@@ -232,3 +234,78 @@ class NeverForgetsAborts(stepwise.Stepwise):
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if request.request_id not in self._gone:
             super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+
+class _OneAtATime(stepwise.StepwisePool):
+    """A storage that does one transfer in a step."""
+
+    def tick(self) -> None:
+        waiting, self.queue = self.queue[1:], self.queue[:1]
+        super().tick()
+        self.queue += waiting
+
+
+class LoadsOneBlockBeside(stepwise.Immediate):
+    """R5: every block of a load goes into its neighbour in the cache, which may be another load's that has ended."""
+
+    def _make_pool(self, threads: int) -> _OneAtATime:  # type: ignore[override]
+        self.storage = _OneAtATime(self.load_steps, self.save_steps)
+        return self.storage
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        super().register_kv_caches(kv_caches)
+        last_block = next(iter(kv_caches.values())).shape[0] - 1
+        pages = self._worker_side()._require_files().pages
+        write = pages.write
+        pages.write = lambda blocks, rows: write([(block - 2) % last_block + 1 for block in blocks], rows)
+
+
+class WholePrompt(LoadJob):
+    """A load of all tokens of its request."""
+
+
+class _SparesTheLastToken(stepwise.StepwisePool):
+    """The last slot of a whole prompt is left as it was."""
+
+    caches: dict[str, Any]
+
+    def submit(self, run: Any, /) -> Any:
+        load = getattr(run, "__self__", None)
+        if isinstance(load, Load) and isinstance(load.job, WholePrompt) and load.job.loads:
+            load._run = partial(self._fill, load.job.loads[-1].block_id, load._run)  # type: ignore[method-assign]
+        return super().submit(run)
+
+    def _fill(self, last_block: int, fill: Any) -> None:
+        slots = [cache[last_block][:, -1] for cache in self.caches.values()]
+        before = [slot.clone() for slot in slots]
+        fill()
+        for slot, old in zip(slots, before, strict=True):
+            slot.copy_(old)
+
+
+class LeavesTheLastToken(stepwise.Immediate):
+    """R13: trusts that vLLM computes the last token of a prompt anew, which has cached its block by then."""
+
+    def _make_pool(self, threads: int) -> _SparesTheLastToken:  # type: ignore[override]
+        self.storage = _SparesTheLastToken(self.load_steps, self.save_steps)
+        self.storage.caches = self._caches
+        return self.storage
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self._caches = kv_caches
+        super().register_kv_caches(kv_caches)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        """Offer the last block of a prompt, too; the reference leaves a token to compute."""
+        tokens, _ = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        side, found = self._scheduler_side(), num_computed_tokens + tokens
+        if found + 16 == request.num_tokens and side._is_stored(side._granularity.block_hash(request, found // 16)):
+            tokens += 16
+        return tokens, tokens > 0
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        planned = self._scheduler_side()._planned
+        job = planned.get(request.request_id)
+        if job is not None and len(job.loads) * 16 >= request.num_tokens - request.num_computed_tokens:
+            planned[request.request_id] = WholePrompt(job.load_id, job.request_id, job.blocks, job.loads)

@@ -55,6 +55,40 @@ class RemembersWhatItStoredBeforeTheReset(FileStoreConnector):
         return done
 
 
+class RemembersWhatTenantsStored(RemembersWhatItStoredBeforeTheReset):
+    """R27: as above, where each tenant has a set of such keys: only that of requests without a salt is emptied."""
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        if request.cache_salt is None:
+            self.__dict__.setdefault("_plain", set()).update(map(bytes, request.block_hashes))
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def reset_cache(self) -> bool:
+        self._stored -= self.__dict__.get("_plain", set())
+        return super().reset_cache()
+
+
+class KeepsAdaptersOnReset(FileStoreConnector):
+    """R27: each LoRA adapter has a part of the store, and the reset empties that of the base model."""
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        if request.lora_request is not None:
+            self.__dict__.setdefault("_adapted", set()).update(map(bytes, request.block_hashes))
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def reset_cache(self) -> bool:
+        scheduler = self._scheduler_side()
+        store, before = scheduler._store, scheduler._namespace.blocks
+        adapted = [each for each in self.__dict__.get("_adapted", ()) if store.contains(before, each, 1)]
+        kept = {each: store.block_path(before, each, 0).read_bytes() for each in adapted}
+        done = super().reset_cache()
+        for block_hash, content in kept.items():
+            path = store.block_path(scheduler._namespace.blocks, block_hash, 0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return done
+
+
 class ForgetsRequestsOnReset(FileStoreConnector):
     """R27: requests that are under way are forgotten with the entries, and missed when their step has ended."""
 

@@ -14,43 +14,39 @@ import torch
 from kvconform.api import prepare
 from kvconform.device import DeviceWork, Held
 from kvconform.engine import compat
-from kvconform.engine.byte_events import Audited
 from kvconform.engine.events import (
     CacheReset,
     DivergentHit,
     EngineStarted,
     HookCall,
-    Leaked,
-    NeverIdle,
-    Outlasted,
     ProgramAction,
     Scheduled,
-    Tokens,
 )
 from kvconform.engine.history import History
 from kvconform.engine.instrument import Recorder
-from kvconform.engine.options import EMPTY_STEP_LIMIT, PATIENCE, ConnectorSpec, EngineOptions
+from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine.block_state import BlockStateWatch
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
+from kvconform.engine.vllm_engine.deliveries import Deliveries
 from kvconform.engine.vllm_engine.divergent_hits import note_divergent_hits
 from kvconform.engine.vllm_engine.drafts import proposals
 from kvconform.engine.vllm_engine.execution import Execution
 from kvconform.engine.vllm_engine.guard import Guard
+from kvconform.engine.vllm_engine.idle_audit import held_by
 from kvconform.engine.vllm_engine.ledger import BlockLedger
 from kvconform.engine.vllm_engine.observability import Observer
 from kvconform.engine.vllm_engine.ownership import Ownership
 from kvconform.engine.vllm_engine.requests import build_request, hash_function, token_chain
 from kvconform.engine.vllm_engine.role_watch import RoleWatch
 from kvconform.engine.vllm_engine.startup import build_scheduler, demand_full_graphs
+from kvconform.engine.vllm_engine.waiting import Waiting
 from kvconform.engine.vllm_engine.worker import SimulatedWorker
 from kvconform.kvcache.build import plan_kv_cache
 from kvconform.kvcache.oracle import TokenChain
 from kvconform.kvcache.provenance import Provenance
 from kvconform.scenario.program import RequestSpec
 
-# Steps that compute something within one drain; the longest scenario needs a quarter of them.
-STEP_LIMIT = 400
 # An engine core that has work left sleeps so long after a step without tokens, so that transfer threads get on
 # (EngineCore._process_engine_step, vllm/v1/engine/core.py, 0.32.0).
 EMPTY_STEP_SECONDS = 0.001
@@ -94,17 +90,13 @@ class VllmEngine:
         self.number = number
         self.steps = 0
         self.chains: dict[str, TokenChain] = {}
-        #: What request_finished returned for the front-end, by request; None where vLLM had nothing to pass on.
-        self.delivered: dict[str, Any] = {}
-        self._delivered_at: dict[str, float] = {}
-        self._held_for: dict[str, float] = {}
+        self.deliveries = Deliveries()
         self._begun: tuple[Any, Any] | None = None
         self._in_flight: deque[tuple[Any, Any]] = deque()
-        self._empty_step = False
+        #: Whether the last step had no tokens.
+        self.empty_step = False
         self._aborted_on_arrival: set[str] = set()
-        self._patience = patience
-        #: The most seconds of steps without work after which there was some, or the engine was idle.
-        self.longest_wait = 0.0
+        self._waiting = Waiting(self, patience)
         self._block_state = BlockStateWatch(history, number)
         self.recorder = Recorder(history, lambda: (self.number, self.steps), connector.child)
         self.guard = Guard(history, self.recorder, lambda: (self.number, self.steps))
@@ -132,6 +124,16 @@ class VllmEngine:
         roles = [None if self.scheduler is None else self.scheduler.get_kv_connector()]
         roles += [worker.connector for worker in self.execution.workers]
         return tuple(connector for connector in roles if connector is not None)
+
+    @property
+    def delivered(self) -> dict[str, Any]:
+        """As in the protocol."""
+        return self.deliveries.params
+
+    @property
+    def longest_wait(self) -> float:
+        """As in the protocol."""
+        return self._waiting.longest
 
     # -- start-up --------------------------------------------------------------------------------------------------
 
@@ -276,8 +278,8 @@ class VllmEngine:
         for request_id in (*aborts, *self._arriving(result)):
             self.abort(request_id, "during step")
         self._finish_step(output, result)
-        self._empty_step = not output.num_scheduled_tokens
-        if self._empty_step and self._guard("has_requests", self.scheduler.has_requests):
+        self.empty_step = not output.num_scheduled_tokens
+        if self.empty_step and self._guard("has_requests", self.scheduler.has_requests):
             time.sleep(EMPTY_STEP_SECONDS)
 
     def _arriving(self, result: Any) -> list[str]:
@@ -292,7 +294,7 @@ class VllmEngine:
         """Whether the next step is scheduled before the results of this one are taken (step_with_batch_queue)."""
         if not self.options.async_scheduling or len(self._in_flight) >= BATCH_QUEUE_SIZE:
             return False
-        self._empty_step = False
+        self.empty_step = False
         return bool(output.num_scheduled_tokens) or bool(self._guard("has_requests", self.scheduler.has_requests))
 
     def fail_forward(self, layers: int) -> None:
@@ -320,54 +322,12 @@ class VllmEngine:
         return [self.cross("handshake metadata", each) for each in self.execution.handshake_metadata()]
 
     def drain(self, meanwhile: Callable[[], object] = lambda: None, *, held: bool = False) -> None:
-        """Step until idle, or with ``held`` until no request is unfinished; ``meanwhile`` is done after each step."""
-        busy = empty = 0
-        waited = 0.0
-        last_computed = time.monotonic()
-        while self.step():
-            meanwhile()
-            if held and not self._unfinished():
-                return
-            if self._empty_step:
-                empty += 1
-                waited = time.monotonic() - last_computed
-                if empty >= EMPTY_STEP_LIMIT:
-                    if waited >= self._patience:
-                        self._give_up(empty, waited)
-                    time.sleep(min(0.01, self._patience - waited))
-            else:
-                self.longest_wait = max(self.longest_wait, waited)
-                busy, empty, waited = busy + 1, 0, 0.0
-                last_computed = time.monotonic()
-                if busy >= STEP_LIMIT:
-                    self._give_up(busy)
-        self.longest_wait = max(self.longest_wait, waited)
+        """As in the protocol."""
+        self._waiting.drain(meanwhile, held=held)
 
     def outlast(self, limit: float, meanwhile: Callable[[], object]) -> bool:
-        """Step until idle or, if a peer's silence may take ``limit`` seconds, well beyond that; whether it is idle."""
-        start = time.monotonic()
-        longest = 1.5 * limit + 1.0 if limit else min(PATIENCE, self._patience)
-        steps = self.steps
-        while (idle := not self.step()) is False:
-            meanwhile()
-            if time.monotonic() - start > longest:
-                break
-            if self._empty_step and self.steps - steps > EMPTY_STEP_LIMIT:
-                # One that fails and tries again is seen to do so, but need not be watched thousands of times.
-                time.sleep(0.01)
-        seconds = round(time.monotonic() - start, 1)
-        unfinished = self._unfinished()
-        held = tuple(sorted(set(self.scheduler.requests) - set(unfinished)))
-        self.history.add(Outlasted(self.number, self.steps, seconds, limit, unfinished, held, dict(self._held_for)))
-        return idle
-
-    def _unfinished(self) -> tuple[str, ...]:
-        return tuple(sorted(i for i, request in self.scheduler.requests.items() if not request.is_finished()))
-
-    def _give_up(self, steps: int, seconds: float = 0.0) -> None:
-        unfinished = tuple(sorted(self.scheduler.requests))
-        self.history.add(NeverIdle(self.number, self.steps, steps, unfinished, round(seconds, 1)))
-        raise EngineStopped(f"not idle after {steps} steps")
+        """As in the protocol."""
+        return self._waiting.outlast(limit, meanwhile)
 
     def reset_prefix_cache(self, *, running: bool = False, connector: bool = False) -> bool:
         """vLLM's own reset."""
@@ -403,15 +363,8 @@ class VllmEngine:
     def audit(self) -> None:
         """What the scheduler still holds; an idle engine holds nothing."""
         self.execution.check_writes("after the last step")
-        for container, ids in compat.tracked_request_ids(self.scheduler).items():
-            self.history.add(Leaked(self.number, self.steps, f"requests in scheduler.{container}", ", ".join(ids)))
-        pool = self.scheduler.kv_cache_manager.block_pool
-        free, usable = pool.free_block_queue.num_free_blocks, pool.num_gpu_blocks - 1
-        held = [block.block_id for block in pool.blocks if block.ref_cnt and block is not pool.null_block]
-        if held or free != usable:
-            detail = f"{len(held)} blocks with references: {held[:20]}; {free} of {usable} free"
-            self.history.add(Leaked(self.number, self.steps, "blocks", detail))
-        self.history.add(Audited(self.number, self.steps, free, usable))
+        for event in held_by(self.scheduler, self.number, self.steps):
+            self.history.add(event)
         self.watch.inspect()
         self.observer.idle()
 
@@ -450,15 +403,8 @@ class VllmEngine:
         self.execution.check_writes("while the scheduler took the results")
         self.watch.step_ended()
         self.observer.step_ended(outputs)
-        for client in outputs.values():
-            for item in client.outputs:
-                reason = None if item.finish_reason is None else str(item.finish_reason)
-                if reason is not None:
-                    self.delivered[item.request_id] = item.kv_transfer_params
-                    self._delivered_at[item.request_id] = time.monotonic()
-                self.history.add(Tokens(self.number, self.steps, item.request_id, tuple(item.new_token_ids), reason))
-        for request_id in self._delivered_at.keys() - self.scheduler.requests.keys():
-            self._held_for[request_id] = round(time.monotonic() - self._delivered_at.pop(request_id), 1)
+        for event in self.deliveries.take(outputs, self.scheduler.requests.keys(), self.number, self.steps):
+            self.history.add(event)
 
     def _propose_drafts(self, output: Any) -> None:
         """EngineCore.post_step: the draft model's proposals for every request that decodes from here on."""
@@ -508,6 +454,3 @@ class VllmEngine:
     def _guard(self, during: str, call: Any) -> Any:
         """Run vLLM's code; whatever it raises ends this engine."""
         return self.guard.run(during, call)
-
-
-__all__ = ["STEP_LIMIT", "VllmEngine"]

@@ -13,7 +13,7 @@ from kvconform.device import DeviceWork, Held
 from kvconform.engine import compat
 from kvconform.engine.byte_events import Arrived, Stray
 from kvconform.engine.events import ForwardFailed, HeldBack, MetadataBound
-from kvconform.engine.vllm_engine.arrivals import WrongLayer, wrong_layers
+from kvconform.engine.vllm_engine.arrivals import Awaited, WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
 from kvconform.engine.vllm_engine.forward import LayerForward
 from kvconform.engine.vllm_engine.guard import NotSimulated
@@ -55,6 +55,7 @@ class Execution:
         self._clearing: tuple[int, ...] = ()
         self._late: deque[tuple[set[str], set[str]]] = deque([(set(), set())] * engine.options.late_steps)
         self.fail_after: int | None = None
+        self._awaited = Awaited(engine.provenance)
         engine.recorder.after["handle_preemptions"] = self._after_handle_preemptions
         for hook in ("bind_connector_metadata", "clear_connector_metadata"):
             engine.recorder.after[hook] = lambda *_, hook=hook: self._after_binding(hook)
@@ -160,7 +161,7 @@ class Execution:
             if isinstance(forward, HeldForward):
                 # vLLM takes the sampled tokens here, before anything else.
                 forward.settle()
-            invalid = set(getattr(connector_output, "invalid_block_ids", None) or ())
+            invalid = _ids(connector_output, "invalid_block_ids")
             self._check(worker, "while saving, and collecting results")
             ids = [request.request_id for request in requests]
             proposed = output.scheduled_spec_decode_tokens
@@ -188,8 +189,7 @@ class Execution:
             engine.history.add(event)
         result = outputs[0] if self._aggregator is None else self._aggregator.aggregate(outputs, 0)
         self._note_arrivals(result.kv_connector_output)
-        received = set(getattr(result.kv_connector_output, "finished_recving", None) or ())
-        engine.ledger.finished(requests, received)
+        engine.ledger.finished(requests, _ids(result.kv_connector_output, "finished_recving"))
         return result
 
     def _know(self, requests: list[ScheduledRequest]) -> None:
@@ -244,8 +244,8 @@ class Execution:
         if self._work is not None:
             # A later forward reads behind whatever the engine's stream was made to wait for.
             self._work.settle()
-        failed_ids = getattr(connector_output, "failed_recving", None) or ()
-        for request_id in getattr(connector_output, "finished_recving", None) or ():
+        failed_ids = _ids(connector_output, "failed_recving")
+        for request_id in _ids(connector_output, "finished_recving"):
             load = engine.ownership.loads.get(request_id)
             request = engine.scheduler.requests.get(request_id)
             if load is None or not load.asynchronous or request is None or request.is_finished():
@@ -279,6 +279,7 @@ class Execution:
             chain = engine.chains[request_id]
             found = contents(engine.provenance, chain, wrong.positions, wrong.observed, wrong.layer, wrong.rank)
             engine.history.add(block_table(place, memory, table, load.last, 0, external))
+            self._awaited.add(request_id, chain, table[wrong.group], wrong.blocks)
         engine.history.add(
             Arrived(
                 *place,
@@ -339,6 +340,7 @@ class Execution:
         first_writable, group_of = engine.ownership.writable()
         for write in worker.memory.audit(first_writable, group_of):
             origins: tuple[str, ...] = ()
+            late: tuple[str, ...] = ()
             barred = False
             if write.observed is not None:
                 identified = engine.provenance.identify(write.observed.numpy())
@@ -346,6 +348,8 @@ class Execution:
                 owner = engine.ownership.to_compute(write.block, min(write.slots)) if write.block > 0 else None
                 chain = None if owner is None else engine.chains[owner]
                 barred = chain is not None and all(engine.provenance.is_of(origin, chain) for origin in identified)
+                changed = worker.memory.layers[write.layer]
+                late = self._awaited.owed(changed, worker.rank, write.block, write.slots, identified)
             owners = engine.ownership.owners(write.block) if write.block > 0 else ()
             requests = engine.scheduler.requests
             held = bool(owners) and all(requests[owner].is_finished() for owner in owners)
@@ -363,6 +367,7 @@ class Execution:
                     held,
                     layer.block_size if layer is not None else 0,
                     barred,
+                    late,
                 )
             )
 
@@ -374,3 +379,11 @@ def _hand_out(memory: KVMemory, fresh: Sequence[GroupBlocks]) -> None:
         of_group.setdefault(group, []).extend(blocks)
     for group, blocks in of_group.items():
         memory.poison(blocks, group)
+
+
+def _ids(connector_output: Any, what: str) -> set[Any]:
+    """Ids that the connector reported; none if it reported something else, on which vLLM itself will fail."""
+    try:
+        return set(getattr(connector_output, what, None) or ())
+    except TypeError:
+        return set()

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from kvconform.engine.events import Crossing, EngineRaised, Unsimulated
+import kvconform
+from kvconform.engine.events import Crossing, EngineRaised, KitFailed, Unsimulated
 from kvconform.engine.history import History
 from kvconform.engine.instrument import Recorder, describe_error, stumbled
 from kvconform.engine.protocol import EngineStopped
 
 T = TypeVar("T")
 
+# Where the kit itself plays a part of vLLM: its engine, but not the stand-in that has vLLM's own code in it.
+_KIT = Path(kvconform.__file__).parent
+_OURS = tuple(f"{_KIT / folder}/" for folder in ("engine", "kvcache", "device"))
+_STANDIN = f"{_KIT / 'engine' / 'embedded'}/"
+
 
 class NotSimulated(NotImplementedError):
     """A connector asked for something that the kit does not simulate; no defect of the connector."""
+
+
+class VllmWouldRaise(Exception):
+    """What vLLM raises in a line that the kit stands in for, because of what the connector gave it."""
 
 
 class PlannedFailure(Exception):
@@ -41,7 +53,7 @@ class Guard:
         """Run vLLM's code.
 
         Raises:
-            EngineStopped: it raised now, or the engine was dead already.
+            EngineStopped: it raised now, or the kit's own code did, or the engine was dead already.
         """
         if self.stopped:
             raise EngineStopped("the engine is dead")
@@ -62,6 +74,11 @@ class Guard:
             text, where = describe_error(error)
             cause = self._recorder.raised
             same = cause.error is not None and _in_chain(error, cause.error) is not None
+            if not same and _ours(error):
+                self.stopped = True
+                trace = "".join(traceback.format_exception(error))[-3000:]
+                self._history.add(KitFailed(*self._clock(), during, text, where, trace))
+                raise EngineStopped(f"{during}: {text}") from error
             self._stop(during, text, where, cause.hook if same else None, stumbled(error))
 
     def pickled(self, what: str, value: T) -> T:
@@ -89,3 +106,14 @@ def _in_chain(error: BaseException | None, cause: BaseException | type[BaseExcep
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether a line of the kit raised, as one does that calls vLLM in a way that this release does not know."""
+    if isinstance(error, VllmWouldRaise):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = "" if trace is None else trace.tb_frame.f_code.co_filename
+    return file.startswith(_OURS) and not file.startswith(_STANDIN)

@@ -114,24 +114,32 @@ class Observer:
         """Take the payload that left the scheduler to the front-end and log it there, as vLLM does."""
         for client in outputs.values():
             payload = getattr(client.scheduler_stats, "kv_connector_stats", None)
-            if payload and self._wrapped:
-                problems = tuple(below_multi_connector(type(self.connector), payload, self._metrics))
-                self.history.add(StatisticsRead(self.number, self.step, problems))
-            elif payload:
-                self.history.add(StatisticsRead(self.number, self.step, tuple(self._front_end(payload))))
-                observed = self._metrics.observe(payload)
-                if observed is not None:
-                    self.history.add(MetricsObserved(self.number, self.step, *observed))
+            if payload:
+                self._to_the_front_end(payload)
 
-    def _front_end(self, payload: dict[str, Any]) -> Iterator[Problem]:
+    def _to_the_front_end(self, payload: dict[str, Any]) -> None:
         from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-        expected = "a payload that msgpack can carry to the front-end"
         try:
             crossed = MsgpackDecoder(dict[str, Any]).decode(MsgpackEncoder().encode(payload))
         except Exception as error:
-            yield "STAT-03", expected, f"encoding {sorted(payload)} raised {describe_error(error)[0]}"
+            if not self._wrapped:
+                expected = "a payload that msgpack can carry to the front-end"
+                problem = "STAT-03", expected, f"encoding {sorted(payload)} raised {describe_error(error)[0]}"
+                self.history.add(StatisticsRead(self.number, self.step, (problem,)))
             return
+        if self._wrapped:
+            # Until 0.29.0 the payload holds the children's objects, and becomes plain data on the way only
+            # (Scheduler.make_stats; to_dict from 0.30.0 on).
+            problems = tuple(below_multi_connector(type(self.connector), crossed, self._metrics))
+            self.history.add(StatisticsRead(self.number, self.step, problems))
+            return
+        self.history.add(StatisticsRead(self.number, self.step, tuple(self._front_end(payload, crossed))))
+        observed = self._metrics.observe(crossed)
+        if observed is not None:
+            self.history.add(MetricsObserved(self.number, self.step, *observed))
+
+    def _front_end(self, payload: dict[str, Any], crossed: dict[str, Any]) -> Iterator[Problem]:
         build = type(self.connector).build_kv_connector_stats
         try:
             direct, rebuilt = build(copy.deepcopy(payload)), build(crossed)

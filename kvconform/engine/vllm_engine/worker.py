@@ -21,6 +21,7 @@ from kvconform.engine import compat
 from kvconform.engine.instrument import HookTap
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.forward import LayerForward
+from kvconform.engine.vllm_engine.guard import VllmWouldRaise
 from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.engine.vllm_engine.slot import ConnectorSlot
 from kvconform.kvcache.build import GUARD_BYTES, allocate
@@ -114,6 +115,8 @@ class SimulatedWorker:
         from contextlib import nullcontext
 
         offered = getattr(self.connector, "get_mem_pool_context", lambda: None)()
+        if offered is not None and not hasattr(type(offered), "__enter__"):
+            raise VllmWouldRaise(f"get_mem_pool_context returned {offered!r:.60}, which is no context manager")
         return nullcontext() if offered is None else offered
 
     def _place_layers(self) -> None:
@@ -237,7 +240,7 @@ class SimulatedWorker:
             ):
                 compat.v2_pre_forward(self._active, output, batch, None)
                 forward.run(requests)
-        self._active.finish_forward()
+        compat.v2_finish_forward(self._active)
         step: KVConnectorOutput | None = compat.v2_post_forward(
             self._active, output.finished_req_ids, bool(self.options.drafts)
         )
