@@ -12,7 +12,7 @@ from typing import Any
 from kvconform.config import RunConfig
 from kvconform.engine.events import NeverIdle
 from kvconform.engine.history import History
-from kvconform.engine.options import STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
+from kvconform.engine.options import STORE, STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
 from kvconform.engine.protocol import Engine
 from kvconform.faults import Setting, StoreFaults
 from kvconform.filling_in import engine_environment, expand_freshly
@@ -123,4 +123,6 @@ class Stage:
         sibling = self.connector_spec(directory / "sibling")
         if options.sibling == "stranger":
             sibling = ConnectorSpec(*STRANGER, sibling.kv_role)
+        elif options.sibling == "store":
+            sibling = ConnectorSpec(*STORE, extra_config={"path": str(directory / "sibling" / spec.kv_role)})
         return below_multi_connector(spec, sibling, options.place)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from kvconform.conformance import Conformance
-from kvconform.engine.options import Runner
+from kvconform.engine.options import Place, Runner
 from kvconform.scenario import hand_off_situations as situations
+from kvconform.scenario import hand_off_transfers as transfers
 from kvconform.scenario import layouts
+from kvconform.scenario.failures import Policy
 from kvconform.scenario.transfer import Family
 
 ALWAYS = ("LOAD-01", "LOAD-03", "LIVE-01", "LIVE-02", "LIVE-03")
@@ -181,3 +183,58 @@ def test_dummy_runs_of_both_engines_do_not_disturb_a_hand_off(
 ) -> None:
     """The worker role keeps its state while the connector is out of the process-wide slot."""
     judge(conformance, request, situations.dummy_runs())
+
+
+# -- transfers under way -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.kvconform_rules("ASYNC-13", "ASYNC-02")
+def test_hand_offs_under_way_at_once_are_each_loaded_and_reported(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """Several requests with the same prefix may be loading at once, and only ids that the engine knows are reported."""
+    judge(conformance, request, transfers.loads_at_once())
+
+
+@pytest.mark.kvconform_rules("ORDER-15")
+def test_hand_off_that_arrives_in_the_step_in_which_its_request_ends_is_taken(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """Requests are finished before the workers' reports of the same step are applied."""
+    judge(conformance, request, transfers.aborted_as_they_arrive())
+
+
+@pytest.mark.kvconform_rules("ASYNC-22")
+def test_id_used_again_owes_nothing_to_an_earlier_hand_off(
+    conformance: Conformance, request: pytest.FixtureRequest
+) -> None:
+    """A completion that belongs to an earlier life of a request is not credited to the current one, on either side."""
+    judge(conformance, request, transfers.ids_used_again())
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param("recompute", marks=pytest.mark.kvconform_rules("FAIL-10", "ASYNC-16")),
+        pytest.param("fail", marks=pytest.mark.kvconform_rules("FAIL-09")),
+    ],
+)
+def test_hand_off_that_fails_is_reported_with_its_end_and_not_promised_for_ever(
+    conformance: Conformance, request: pytest.FixtureRequest, policy: Policy
+) -> None:
+    """A failed load ends with its report, whether its request goes on or fails, and is not tried for ever."""
+    judge(conformance, request, transfers.failed_loads(policy))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("first", marks=pytest.mark.kvconform_rules("MUL-02")),
+        pytest.param("last", marks=pytest.mark.kvconform_rules("MUL-02", "MUL-10")),
+    ],
+)
+def test_child_that_hands_off_reports_its_own_transfers_only(
+    conformance: Conformance, request: pytest.FixtureRequest, place: Place
+) -> None:
+    """A child reports only completions of its own loads and holds, also where a sibling loads in its stead."""
+    judge(conformance, request, transfers.beside_a_store(place))

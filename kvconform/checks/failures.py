@@ -8,7 +8,7 @@ from kvconform.checks.calls import finishes, offered, refused_to_go_on
 from kvconform.checks.loads import Load, Report, block_sizes, loads, reports
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.byte_events import Compared, Stray, WrongBytes
-from kvconform.engine.events import EngineRaised, HookCall, NeverIdle, ProgramAction, StoreBroken, Tokens
+from kvconform.engine.events import EngineRaised, HookCall, NeverIdle, Outlasted, ProgramAction, StoreBroken, Tokens
 from kvconform.engine.history import History
 
 #: Worker steps after which a report is no longer taken for a late one of an old load.
@@ -125,7 +125,7 @@ def broken_rule(history: History, finding: Finding) -> str:
         unreported = any(event.external and not event.reported_failed for event in _before(history, at))
         return "FAIL-20" if unreported else "SAVE-04"
     if isinstance(at, NeverIdle):
-        return _stuck_rule(history, at)
+        return stuck_rule(history, at)
     return finding.rule if finding.rule == "LIVE-01" else "FAIL-20"
 
 
@@ -140,7 +140,7 @@ def _before(history: History, at: WrongBytes) -> Iterator[WrongBytes]:
 def recomputed_rule(history: History, finding: Finding) -> str:
     """The rule of a symptom that shows under the policy "recompute" only."""
     if isinstance(finding.at, NeverIdle):
-        return _stuck_rule(history, finding.at)
+        return stuck_rule(history, finding.at)
     late = {judged for judged, *_ in _judged(history)} & {"FAIL-02", "FAIL-03"}
     if late:
         # A request that runs before its failure is known runs on what is missing.
@@ -152,7 +152,7 @@ def recomputed_rule(history: History, finding: Finding) -> str:
 def failed_rule(history: History, finding: Finding) -> str:
     """The rule of a symptom that shows under the policy "fail" only."""
     if isinstance(finding.at, NeverIdle):
-        return _stuck_rule(history, finding.at, otherwise="FAIL-06")
+        return stuck_rule(history, finding.at, otherwise="FAIL-06")
     later = isinstance(finding.at, WrongBytes) and finding.at.request not in _errors(history)
     return "FAIL-08" if later else "FAIL-06"
 
@@ -164,10 +164,10 @@ def refused_rule(_: History, finding: Finding) -> str:
     return "FAIL-16" if finding.rule == "LIVE-01" else "ASYNC-21"
 
 
-def _stuck_rule(history: History, stuck: NeverIdle, otherwise: str = "FAIL-20") -> str:
-    """Why requests whose load failed never end."""
+def stuck_rule(history: History, stuck: NeverIdle | Outlasted, otherwise: str = "FAIL-20") -> str:
+    """The rule of requests that never end: why, if their load failed."""
     failed = {_which(load) for report in reports(history) for load in report.loads if _failed(report, load)}
-    for request in stuck.unfinished:
+    for request in stuck.unfinished if isinstance(stuck, NeverIdle) else (*stuck.unfinished, *stuck.held):
         own = [load for load in loads(history) if load.request == request and _which(load) in failed]
         own = [load for load in own if load.engine == stuck.engine]
         if len(own) > LATE:
@@ -175,6 +175,15 @@ def _stuck_rule(history: History, stuck: NeverIdle, otherwise: str = "FAIL-20") 
         if own and own[-1].asynchronous and not own[-1].received:
             return "FAIL-09" if request in _errors(history) else "FAIL-02"
     return otherwise
+
+
+def without_peer_rule(history: History, wait: Outlasted) -> str:
+    """Why a request whose producer is gone never ends."""
+    named = {request for report in reports(history) if report.call.engine == wait.engine for request in report.requests}
+    received = {load.request for load in loads(history) if load.engine == wait.engine and load.received}
+    if named & set(wait.unfinished) - received:
+        return "ASYNC-16"
+    return stuck_rule(history, wait, otherwise="LIVE-05")
 
 
 def _which(load: Load) -> tuple[int, str, int]:

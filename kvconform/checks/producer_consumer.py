@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
-from kvconform.checks.calls import raised
+from kvconform.checks.calls import is_held, raised
 from kvconform.checks.hand_offs import CONSUMER, PRODUCER, Decode, Prefill, arrived, of_decodes, prefills
+from kvconform.checks.loads import loads
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.checks.silent_store import ended_in_silence, stuck_in_silence
 from kvconform.engine.events import HookCall, Outlasted, ProgramAction, Scheduled
 from kvconform.engine.history import History
 
+#: Loads of one hand-off that are more than a bounded number of attempts.
+MANY_TRIES = 20
 _NORMAL = ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
 
 
@@ -222,16 +225,31 @@ def _stuck_without_peer(history: History) -> Iterator[Finding]:
     for wait in _waits(history, CONSUMER):
         for prefill in prefills(history):
             for decode in prefill.decodes:
-                if wait.limit and decode.peer_gone and decode.request in wait.unfinished:
+                waits = decode.request in wait.unfinished and not _tries_again(history, decode)
+                if wait.limit and decode.peer_gone and (waits or _kept_for_its_load(wait, decode)):
+                    still = "the request still waited for it" if waits else "the ended request was still kept for it"
                     yield Finding(
                         "LIVE-05",
                         f"{decode.request}'s load ends within {wait.limit:g} s, the longest time-out that the "
                         "configuration names: its producer is gone",
-                        f"the request still waited for it after {wait.seconds:g} s",
+                        f"{still} after {wait.seconds:g} s",
                         wait,
                         requests=(decode.request,),
+                        symptom=True,
                     )
                     return
+
+
+def _tries_again(history: History, decode: Decode) -> bool:
+    """Whether loads of it have ended, so that the one under way is a later one; but not as if for ever."""
+    begun = sum((load.engine, load.request) == (CONSUMER, decode.request) for load in loads(history))
+    return 1 < begun <= MANY_TRIES
+
+
+def _kept_for_its_load(wait: Outlasted, decode: Decode) -> bool:
+    """Whether a request that has ended, because its load failed, has blocks for want of that load's end only."""
+    loading = decode.load is not None and decode.arrived is None
+    return decode.request in wait.held and loading and decode.ended is not None and not is_held(decode.ended)
 
 
 def _ended_without_peer(history: History) -> Mapping[str, int]:

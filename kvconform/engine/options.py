@@ -15,9 +15,11 @@ PATIENCE = 3.0
 EMPTY_STEP_LIMIT = 200
 #: Where below MultiConnector: it asks its children in order, and the first one that offers something loads.
 Place = Literal["", "first", "last"]
-#: Beside whom: another instance of the class, or a connector of the kit that shares nothing with it but the interface.
-Sibling = Literal["twin", "stranger"]
+#: Beside whom: another instance of the class, a connector of the kit that shares nothing with it but the interface, or
+#: one that stores what its engine computes.
+Sibling = Literal["twin", "stranger", "store"]
 STRANGER = "StrangerConnector", "kvconform.engine.stranger"
+STORE = "AsyncFileStoreConnector", "kvconform.reference.async_file_store"
 HookOrder = Literal["vllm", "loads first", "bound first", "never cleared"]
 
 
@@ -71,7 +73,7 @@ class EngineOptions:
     completions of the last of them reach it ``late_steps`` steps later, as if its transfers were slower.
 
     ``place`` puts the connector below MultiConnector, with a ``sibling``: a twin, of its class and with a store of its
-    own, or a stranger.
+    own, a stranger, or a store.
 
     ``drafts`` tokens per decode step are proposed by a draft model, of which the target accepts some: speculative
     decoding, with as many slots reserved for the draft model to look ahead.

@@ -40,6 +40,9 @@ class Engine(Protocol):
     def abort(self, request_id: str) -> None:
         """Abort a live request; unknown ids are ignored, as the engine core does."""
 
+    def abort_on_arrival(self, request_id: str) -> None:
+        """Abort a request in the step whose results report the end of its load, before they are taken."""
+
     def step(self) -> bool:
         """Run one engine step if there is work; whether there was."""
 

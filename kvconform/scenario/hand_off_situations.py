@@ -1,7 +1,8 @@
 """Situations that one engine can show, for connectors that hand off: a pair of engines is in them instead.
 
 Each takes the family that puts a store into the situation, and keeps its rule, its words and its control. What fails
-without the situation as well is bound as a failure of the plain hand-off is.
+without the situation as well is bound as a failure of the plain hand-off is. Those of loads that are under way, or
+fail, are in :mod:`kvconform.scenario.hand_off_transfers`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.checks import hand_off_situations as shown
-from kvconform.checks.model import Situation
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.scenario import composition, identity, order, roles, transfer, workers
-from kvconform.scenario.hand_offs import ROLES, hand_off, hand_over, options_of, paired, plain
+from kvconform.scenario.hand_offs import ROLES, as_hand_off, hand_off, hand_over, options_of, paired, plain
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -32,24 +32,6 @@ from kvconform.scenario.program import (
 from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 _LENGTHS = (3 * BLOCK + 1, 2 * BLOCK)
-
-
-def _before_the_plain_one(general: Family | None) -> Family:
-    """The general families of a situation, and the plain hand-off as the most general of them."""
-    return hand_off() if general is None else replace(general, general=_before_the_plain_one(general.general))
-
-
-def _as_hand_off(family: Family, examples: Sequence[Program], situation: Situation | None = None) -> Family:
-    """``family`` with these programs instead of its own; none but these are drawn."""
-    return replace(
-        family,
-        name="hand-off",
-        examples=tuple(examples),
-        strategy=st.sampled_from(tuple(examples)),
-        explain=None,
-        general=_before_the_plain_one(family.general),
-        shown=situation,
-    )
 
 
 # -- set-ups of both engines --
@@ -70,43 +52,43 @@ def _one_page_elsewhere(shape: KVCacheShape) -> Program:
 def pages(family: Family) -> Family:
     """Caches of the shapes of ``family``, which is one of :mod:`kvconform.scenario.layouts`."""
     shapes = dict.fromkeys(program.options.shape for program in family.examples)
-    return _as_hand_off(family, [_one_page_elsewhere(shape) for shape in shapes], shown.PAGES)
+    return as_hand_off(family, [_one_page_elsewhere(shape) for shape in shapes], shown.PAGES)
 
 
 def model_runner(runner: Runner, rule: str) -> Family:
     """Both engines with one model runner's order of calls."""
     examples = [program for program in hand_off().examples if program.options == options_of(runner)]
-    return _as_hand_off(order.model_runner(runner, rule), examples, shown.V1 if runner == "v1" else shown.V2)
+    return as_hand_off(order.model_runner(runner, rule), examples, shown.V1 if runner == "v1" else shown.V2)
 
 
 def separate_objects() -> Family:
     """Roles that exchange pickled objects only."""
     examples = [plain(_LENGTHS, options_of(runner), ROLES) for runner in RUNNERS]
-    return _as_hand_off(roles.separate_objects(), examples)
+    return as_hand_off(roles.separate_objects(), examples)
 
 
 def same_objects() -> Family:
     """Roles that are given the very objects."""
     examples = [plain(_LENGTHS, EngineOptions(crossing="reference"), ROLES)]
-    return _as_hand_off(roles.same_objects(), examples)
+    return as_hand_off(roles.same_objects(), examples)
 
 
 def several_workers(rule: str = "SAVE-07") -> Family:
     """Two workers behind each engine."""
     examples = [plain((40, 3 * BLOCK), EngineOptions(runner=runner, workers=2), ROLES) for runner in RUNNERS]
-    return _as_hand_off(workers.several(rule), examples)
+    return as_hand_off(workers.several(rule), examples)
 
 
 def one_worker_late() -> Family:
     """Two workers behind each engine, the second of which reports some steps later."""
     examples = [plain((40, 3 * BLOCK), EngineOptions(workers=2, late_steps=3), ROLES)]
-    return _as_hand_off(workers.one_late(), examples)
+    return as_hand_off(workers.one_late(), examples)
 
 
 def without_local_cache() -> Family:
     """Prefix caching switched off in both."""
     examples = [plain(_LENGTHS, EngineOptions(runner=r, enable_prefix_caching=False), ROLES) for r in RUNNERS]
-    return _as_hand_off(identity.without_local_cache(), examples)
+    return as_hand_off(identity.without_local_cache(), examples)
 
 
 def beside_a_stranger() -> Family:
@@ -120,7 +102,7 @@ def beside_a_stranger() -> Family:
         for runner, place in zip(RUNNERS, composition.PLACES, strict=True)
     ]
     family = replace(composition.beside_a_stranger(), control=alone, general=None)
-    return _as_hand_off(family, [plain(_LENGTHS, each, ROLES) for each in options])
+    return as_hand_off(family, [plain(_LENGTHS, each, ROLES) for each in options])
 
 
 # -- what happens on the way --
@@ -131,7 +113,7 @@ def chunked_prefill() -> Family:
     in_whole_blocks = EngineOptions(max_num_batched_tokens=2 * BLOCK)
     within_blocks = EngineOptions(runner="v1", max_num_batched_tokens=24)
     examples = [plain((4 * BLOCK,), in_whole_blocks, ROLES), plain((57, 40), within_blocks, ROLES)]
-    return _as_hand_off(transfer.chunked_prefill(), examples, shown.CHUNKS)
+    return as_hand_off(transfer.chunked_prefill(), examples, shown.CHUNKS)
 
 
 def _alike(requests: Sequence[RequestSpec], runner: Runner) -> Program:
@@ -170,7 +152,7 @@ def look_alikes() -> Family:
     )
     examples = [_alike((plain_one, adapted, other, salted), "v2"), _alike((plain_one, differing, salted), "v1")]
     family = replace(identity.many_look_alikes(), control=_all_alike)
-    return _as_hand_off(family, examples)
+    return as_hand_off(family, examples)
 
 
 def dummy_runs() -> Family:
@@ -181,7 +163,7 @@ def dummy_runs() -> Family:
         *first, Step(1), DummyRun(), done, DummyRun(),
         turn, second, Step(1), DummyRun(), third, Step(2), DummyRun(), drain,
     ]  # fmt: skip
-    return _as_hand_off(roles.dummy_runs(), [paired("dummy runs", actions)], shown.DUMMY_RUNS)
+    return as_hand_off(roles.dummy_runs(), [paired("dummy runs", actions)], shown.DUMMY_RUNS)
 
 
 def _preempted_prefill(others: int, runner: Runner) -> Program:
@@ -236,4 +218,4 @@ def blocks_passed_on() -> Family:
             *hand_over([((1, 2 * BLOCK + 5),)]), Add(RequestSpec("next", ((7, 6 * BLOCK - 4),), 8)), Drain(),
         ]  # fmt: skip
         examples.append(paired("blocks passed on", actions, EngineOptions(KVCacheShape(num_blocks=8), runner=runner)))
-    return _as_hand_off(order.blocks_passed_on(), examples)
+    return as_hand_off(order.blocks_passed_on(), examples)

@@ -13,6 +13,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from kvconform.checks.model import Situation
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.scenario.program import (
     Action,
@@ -113,3 +114,24 @@ def hand_off() -> Family:
 def demonstration() -> tuple[Program, ...]:
     """What shows whether a connector hands off at all."""
     return (plain((2 * BLOCK + 3, 3 * BLOCK), options_of(), ROLES),)
+
+
+# -- what one engine can show, played by two --
+
+
+def _before_the_plain_one(general: Family | None) -> Family:
+    """The general families of a situation, and the plain hand-off as the most general of them."""
+    return hand_off() if general is None else replace(general, general=_before_the_plain_one(general.general))
+
+
+def as_hand_off(family: Family, examples: Sequence[Program], situation: Situation | None = None) -> Family:
+    """``family`` with these programs instead of its own; none but these are drawn."""
+    return replace(
+        family,
+        name="hand-off",
+        examples=tuple(examples),
+        strategy=st.sampled_from(tuple(examples)),
+        explain=None,
+        general=_before_the_plain_one(family.general),
+        shown=situation,
+    )

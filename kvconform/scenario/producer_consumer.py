@@ -11,10 +11,12 @@ from typing import Any
 from hypothesis import strategies as st
 
 from kvconform.checks import hand_off_situations as shown
+from kvconform.checks.failures import stuck_rule, without_peer_rule
 from kvconform.checks.hand_offs import kept_rule
 from kvconform.checks.model import Finding
 from kvconform.checks.transfer import left_untouched, local_hit_rule
 from kvconform.engine.byte_events import Arrived, WrongBytes
+from kvconform.engine.events import NeverIdle, Outlasted
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.scenario.hand_offs import (
@@ -171,11 +173,22 @@ def _too_late(options: EngineOptions) -> Program:
     return paired("too late", [first, done, Outlast(), *others, turn, second, drain], tight)
 
 
+def _in_time(program: Program) -> Program:
+    """Nobody waits for the end of a hold, and the producer does nothing else in between."""
+    actions = [action for action in _idle_producer(program).actions if not isinstance(action, Outlast)]
+    return replace(program, actions=tuple(actions))
+
+
+def _late_rule(history: History, finding: Finding) -> str:
+    return stuck_rule(history, finding.at, finding.rule) if isinstance(finding.at, NeverIdle) else finding.rule
+
+
 def nobody_comes() -> Family:
     """Prompts that no consumer ever fetches, beside one that is fetched; and one that comes when all is over."""
     examples = (_unfetched(3, 1, options_of()), _too_late(options_of("v1")))
     # Each of these takes as long as a lease.
-    return Family("nobody comes", "ASYNC-19", examples, st.sampled_from(examples))
+    drawn = st.sampled_from(examples)
+    return Family("nobody comes", "ASYNC-19", examples, drawn, "the end of a hold", _in_time, sort=_late_rule)
 
 
 def _aborted_prefill(steps: int, options: EngineOptions) -> Program:
@@ -327,12 +340,15 @@ def _gone(silent: bool, cached: int, options: EngineOptions) -> Program:
     return paired("producer gone", [*warm, first, done, Leave(silent), turn, second, Outlast()], options)
 
 
-def _present(program: Program) -> Program:
+def present(program: Program) -> Program:
+    """The same with a producer that stays."""
     actions = [action for action in program.actions if not isinstance(action, Leave)]
     return replace(program, actions=tuple(actions))
 
 
-def _gone_rule(_: History, finding: Finding) -> str:
+def _gone_rule(history: History, finding: Finding) -> str:
+    if isinstance(finding.at, Outlasted):
+        return without_peer_rule(history, finding.at)
     return "FAIL-20" if isinstance(finding.at, WrongBytes) else finding.rule
 
 
@@ -349,7 +365,7 @@ def producer_gone() -> Family:
         examples,
         st.sampled_from(examples),
         "the producer's end",
-        _present,
+        present,
         sort=_gone_rule,
         general=hand_off(),
     )

@@ -144,6 +144,13 @@ class AbortDuringStep:
 
 
 @dataclass(frozen=True)
+class AbortOnArrival:
+    """From here on: abort a request in the step whose results report the end of its load, before they are taken."""
+
+    request: str
+
+
+@dataclass(frozen=True)
 class FailForward:
     """Run steps until a forward raises, which it does after ``layers`` layers; the engine ends with it.
 
@@ -305,6 +312,7 @@ Action = (
     Add
     | Abort
     | AbortDuringStep
+    | AbortOnArrival
     | FailForward
     | Step
     | Drain

@@ -20,6 +20,7 @@ from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair
 from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
+    AbortOnArrival,
     Action,
     Add,
     BreakStore,
@@ -250,6 +251,8 @@ def _act(engine: Engine, action: Action, *, twin: bool) -> None:
             engine.add(twin_of(request) if twin else request)
         case Abort(request_id):
             engine.abort(request_id)
+        case AbortOnArrival(request_id):
+            engine.abort_on_arrival(request_id)
         case ForgetLocal():
             engine.reset_prefix_cache()
         case PreemptAll():

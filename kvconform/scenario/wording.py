@@ -8,6 +8,7 @@ from kvconform.scenario.program import (
     TWIN_SEEDS,
     Abort,
     AbortDuringStep,
+    AbortOnArrival,
     Action,
     Add,
     BreakStore,
@@ -49,7 +50,11 @@ def program_lines(program: Program) -> list[str]:
     return text
 
 
-_SIBLINGS = {"twin": "two of its class", "stranger": "one of another class beside it"}
+_SIBLINGS = {
+    "twin": "two of its class",
+    "stranger": "one of another class beside it",
+    "store": "a store of another class beside it",
+}
 
 
 def describe_options(options: EngineOptions) -> str:
@@ -101,6 +106,8 @@ def describe_action(action: Action) -> str:
         return f"abort {action.request}"
     if isinstance(action, AbortDuringStep):
         return f"run 1 step, and abort {action.request} between its execution and its results"
+    if isinstance(action, AbortOnArrival):
+        return f"in the step that reports the end of {action.request}'s load, abort it between execution and results"
     if isinstance(action, FailForward):
         return f"let the forward raise after {action.layers} layer(s), which ends the engine; start a new one"
     if isinstance(action, Step):

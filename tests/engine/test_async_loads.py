@@ -9,7 +9,7 @@ from bench import Bench, request, run
 
 from kvconform.checks import examine
 from kvconform.engine.byte_events import Compared, Stray, WrongBytes
-from kvconform.engine.events import EngineRaised, HookCall, Leaked, Scheduled, Tokens
+from kvconform.engine.events import EngineRaised, HookCall, Leaked, ProgramAction, Scheduled, Tokens
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario.program import RequestSpec
 
@@ -181,3 +181,23 @@ def test_the_longest_wait_for_a_transfer_is_known(bench: Bench) -> None:
     engine.reset_prefix_cache()
     run(engine, request("reload", 49))
     assert 0.0 < engine.longest_wait < 5.0
+
+
+def test_request_is_aborted_in_the_step_that_reports_the_end_of_its_load(bench: Bench, runner: Any) -> None:
+    engine = bench.engine("AsyncFileStore", EngineOptions(runner=runner), mode="next step")
+    run(engine, request("store", 49))
+    engine.reset_prefix_cache()
+    engine.abort_on_arrival("reload")
+    engine.abort_on_arrival("another")
+    engine.add(request("reload", 49, 4))
+    engine.add(request("beside", 20, 4, seed=2))
+    engine.drain()
+    engine.audit()
+    (abort,) = [event for event in bench.of(ProgramAction) if event.action == "abort"]
+    assert abort.detail == {"request": "reload", "when": "during step"}
+    calls = bench.history.calls("request_finished", "update_connector_output")
+    ended, taken = (call for call in calls if call.step == abort.step)
+    assert ended.args["request"] == "reload"
+    assert taken.args["finished_recving"] == ["reload"]
+    assert sorted(event.request for event in bench.of(Tokens) if event.finish_reason) == ["beside", "store"]
+    clean(bench)

@@ -13,6 +13,7 @@ from kvconform.kvcache.oracle import TokenChain
 from kvconform.kvcache.provenance import Provenance
 from kvconform.scenario.program import (
     Abort,
+    AbortOnArrival,
     Add,
     Drain,
     DummyRun,
@@ -94,6 +95,7 @@ def test_prompt_logprobs_are_a_number_that_sampling_params_take() -> None:
             "add e: prompt 2 tokens (2 tokens of seed 1), max_tokens=1, not to be served from any cache",
         ),
         (Abort("a"), "abort a"),
+        (AbortOnArrival("a"), "in the step that reports the end of a's load, abort it"),
         (Step(3), "run 3 steps"),
         (Drain(), "run until idle"),
         (ForgetLocal(), "drop the local prefix cache"),
@@ -137,6 +139,9 @@ class Puppet:
 
     def abort(self, request_id: str) -> None:
         self._note(f"abort {request_id}")
+
+    def abort_on_arrival(self, request_id: str) -> None:
+        self._note(f"abort {request_id} on arrival")
 
     def step(self) -> bool:
         return self.begin_step()
@@ -187,7 +192,7 @@ RARE = (ForgetLocal(), PreemptAll(), ResetConnector(), DummyRun(), RepeatHandsha
 
 
 def test_actions_reach_the_engine_in_order_and_the_end_is_audited() -> None:
-    log = played(Add(FIRST), Step(2), Abort("first"), *RARE, Drain())
+    log = played(Add(FIRST), Step(2), Abort("first"), AbortOnArrival("first"), *RARE, Drain())
     assert log == [
         "1 start",
         "1 add first",
@@ -196,6 +201,7 @@ def test_actions_reach_the_engine_in_order_and_the_end_is_audited() -> None:
         "1 step",
         "1 finish",
         "1 abort first",
+        "1 abort first on arrival",
         "1 reset running=False connector=False",
         "1 reset running=True connector=False",
         "1 reset running=False connector=True",

@@ -9,7 +9,7 @@ import pytest
 
 from kvconform.config import RunConfig
 from kvconform.engine.events import NeverIdle
-from kvconform.engine.options import ConnectorSpec
+from kvconform.engine.options import STORE, ConnectorSpec, EngineOptions
 from kvconform.engine.vllm_engine import engine as engine_module
 from kvconform.scenario.program import Program
 from kvconform.stage import Stage
@@ -23,6 +23,7 @@ class Engines:
 
     def __init__(self) -> None:
         self.patience: list[float] = []
+        self.specs: list[ConnectorSpec] = []
         self.stuck = False
         self.wait = 0.0
 
@@ -30,6 +31,7 @@ class Engines:
         self, options: Any, spec: Any, history: Any, provenance: Any, number: int, device: str, p: float
     ) -> Any:
         self.patience.append(p)
+        self.specs.append(spec)
         if self.stuck:
             history.add(NeverIdle(number, 1, 200, ("r1",), p))
         return _Idle(self.wait)
@@ -92,3 +94,13 @@ def test_a_scenario_has_a_fresh_directory_that_is_removed(engines: Engines) -> N
     paths = [Path(each.extra_config["path"]).parent for each in seen]
     assert paths[0] != paths[1]
     assert not any(path.exists() for path in paths)
+
+
+def test_a_store_beside_the_connector_belongs_to_one_engine_of_a_pair(engines: Engines) -> None:
+    beside = EngineOptions(place="last", sibling="store")
+    Stage(TARGET, RunConfig()).play(Program("beside", beside, pair=("kv_producer", "kv_consumer")))
+    children = [spec.extra_config["connectors"] for spec in engines.specs]
+    assert [[each["kv_connector"] for each in pair] for pair in children] == [[STORE[0], "Y"]] * 2
+    assert [spec.child for spec in engines.specs] == [1, 1]
+    paths = [store["kv_connector_extra_config"]["path"] for store, _ in children]
+    assert [Path(path).name for path in paths] == ["kv_producer", "kv_consumer"]

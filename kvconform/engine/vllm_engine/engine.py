@@ -95,6 +95,7 @@ class VllmEngine:
         self._in_flight: deque[tuple[Any, Any]] = deque()
         #: Whether the last step had no tokens.
         self.empty_step = False
+        self._aborted_on_arrival: set[str] = set()
         self._waiting = Waiting(self, patience)
         self._block_state = BlockStateWatch(history, number)
         self.recorder = Recorder(history, lambda: (self.number, self.steps), connector.child)
@@ -240,6 +241,10 @@ class VllmEngine:
             "finish_requests", lambda: self.scheduler.finish_requests([request_id], RequestStatus.FINISHED_ABORTED)
         )
 
+    def abort_on_arrival(self, request_id: str) -> None:
+        """As an abort that comes in while the workers run that very step (EngineCore._process_aborts_queue)."""
+        self._aborted_on_arrival.add(request_id)
+
     def step(self) -> bool:
         """One EngineCore.step: schedule, execute, update."""
         if not self.begin_step():
@@ -270,12 +275,20 @@ class VllmEngine:
             if self._goes_ahead(output):
                 return
         output, result = self._in_flight.popleft()
-        for request_id in aborts:
+        for request_id in (*aborts, *self._arriving(result)):
             self.abort(request_id, "during step")
         self._finish_step(output, result)
         self.empty_step = not output.num_scheduled_tokens
         if self.empty_step and self._guard("has_requests", self.scheduler.has_requests):
             time.sleep(EMPTY_STEP_SECONDS)
+
+    def _arriving(self, result: Any) -> list[str]:
+        """Requests that are to be aborted as soon as their load is reported, which these results do."""
+        reported = getattr(getattr(result, "kv_connector_output", None), "finished_recving", None)
+        # On anything else vLLM fails by itself.
+        arriving = self._aborted_on_arrival.intersection(reported if isinstance(reported, (set, frozenset)) else ())
+        self._aborted_on_arrival -= arriving
+        return sorted(arriving)
 
     def _goes_ahead(self, output: Any) -> bool:
         """Whether the next step is scheduled before the results of this one are taken (step_with_batch_queue)."""

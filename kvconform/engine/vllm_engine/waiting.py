@@ -62,11 +62,15 @@ class Waiting:
     def outlast(self, limit: float, meanwhile: Callable[[], object]) -> bool:
         """Step until idle or, if a peer's silence may take ``limit`` seconds, well beyond that; whether it is idle."""
         engine, start = self._engine, time.monotonic()
+        first = engine.steps
         longest = 1.5 * limit + 1.0 if limit else min(PATIENCE, self._patience)
         while (idle := not engine.step()) is False:
             meanwhile()
             if time.monotonic() - start > longest:
                 break
+            if engine.empty_step and engine.steps - first > EMPTY_STEP_LIMIT:
+                # One that fails and tries again is seen to do so, but need not be watched thousands of times.
+                time.sleep(0.01)
         seconds = round(time.monotonic() - start, 1)
         unfinished = self._unfinished()
         held = tuple(sorted(set(engine.scheduler.requests) - set(unfinished)))
