@@ -9,7 +9,8 @@ from histories import broken, history, match, raised, wrong
 
 from kvconform.checks import examine
 from kvconform.checks.known_engine_bugs import Met
-from kvconform.engine.events import Event
+from kvconform.checks.model import KitFailure
+from kvconform.engine.events import Event, KitFailed
 from kvconform.rules.engine_bugs import load_engine_bugs
 
 
@@ -38,3 +39,23 @@ def test_only_what_comes_with_the_defect_of_vllm_or_after_it_is_excused(monkeypa
     assert examination.findings == ()
     assert examination.excused == ("MATCH-04", "LOAD-01", "LIVE-01")
     assert examination.excused_symptom, "one symptom among them is enough"
+
+
+def failed_in_the_kit(step: int) -> KitFailed:
+    return KitFailed(
+        1, step, "execute_model", "TypeError: unknown argument", "kvconform/engine/compat.py:1", "its lines"
+    )
+
+
+@pytest.mark.parametrize("before", [(), (match((16, False)),)])
+def test_where_the_kit_failed_nothing_is_said_of_the_connector(before: tuple[Event, ...]) -> None:
+    # What the kit's failure left behind is none of the connector's.
+    told = "TypeError: unknown argument during execute_model .*compat.py:1.*\nits lines"
+    with pytest.raises(KitFailure, match=told):
+        examine(history(*before, failed_in_the_kit(1), match((-7, False), step=2)))
+
+
+def test_what_the_kit_stumbled_over_is_told() -> None:
+    wrong = match((-5, False))
+    examination = examine(history(wrong, failed_in_the_kit(1), match((-7, False), request="r2", step=2)))
+    assert [finding.at for finding in examination.findings] == [wrong]

@@ -129,6 +129,7 @@ def test_too_many_votes_are_told_where_the_engine_died_of_them() -> None:
         # vLLM 0.29.0 asks for get_finished itself; from then on it is get_transfer_results that does.
         ((*workers(2), before_030(0, received=["r1"]), before_030(1, received=["r1"], sent=["r2"])), 2),
         ((*workers(2), before_030(0, received=["r1"]), voted(0)), 0),
+        ((*workers(2), before_030(0, received=["r1"]), voted(0, received=["r1"])), 1),
         ((*workers(2), voted(0, engine=2), before_030(0, received=["r1"])), 1),
     ],
 )
