@@ -6,6 +6,23 @@ Importing this package is cheap. Nothing here imports torch or vllm until :func:
 from __future__ import annotations
 
 from kvconform.api.platform_plugin import request_platform
-from kvconform.api.runtime import VllmRuntime, prepare, release_of, set_up, standin_in_place, vllm_version
+from kvconform.api.runtime import (
+    NEWEST_TESTED_RELEASE,
+    VllmRuntime,
+    prepare,
+    release_of,
+    set_up,
+    standin_in_place,
+    vllm_version,
+)
 
-__all__ = ["VllmRuntime", "prepare", "release_of", "request_platform", "set_up", "standin_in_place", "vllm_version"]
+__all__ = [
+    "NEWEST_TESTED_RELEASE",
+    "VllmRuntime",
+    "prepare",
+    "release_of",
+    "request_platform",
+    "set_up",
+    "standin_in_place",
+    "vllm_version",
+]

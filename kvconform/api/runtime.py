@@ -90,9 +90,16 @@ def prepare(device: str = "cpu") -> VllmRuntime:
         )
     release = Version(Version(version).base_version)
     if release < OLDEST_RELEASE:
+        # What setuptools-scm makes of a checkout without tags.
+        untagged = Version(version).is_devrelease and release <= Version("0.1")
         raise UsageError(
             f"vLLM {version} is installed, but the engine 'vllm' drives releases from {OLDEST_RELEASE} on: "
-            "install a newer vllm (0.32.0 is the release the kit is tested on)."
+            + (
+                "vLLM was built from a checkout without its tags; fetch them, or set VLLM_VERSION_OVERRIDE to the "
+                "release that it is nearest to, and build it again."
+                if untagged
+                else "install a newer vllm (0.32.0 is the release the kit is tested on most)."
+            )
         )
     set_up(device)
     import vllm.platforms

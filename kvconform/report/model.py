@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from packaging.version import Version
+
 import kvconform
-from kvconform.api import release_of
+from kvconform.api import NEWEST_TESTED_RELEASE, release_of
 from kvconform.baseline import KINDS as BASELINE_KINDS
 from kvconform.baseline import Baseline, Entry, Tried
 from kvconform.capabilities import Capability
@@ -230,7 +232,10 @@ def _chapters(
 def describe_environment(*, engine: str, device: str, budget: str, seed: int) -> str:
     """One line: versions (of the distributions, nothing is imported) and options."""
     try:
-        vllm = f"vLLM {importlib.metadata.version('vllm')}"
+        version = importlib.metadata.version("vllm")
+        vllm = f"vLLM {version}"
+        if Version(Version(version).base_version) > NEWEST_TESTED_RELEASE:
+            vllm += f" (newer than {NEWEST_TESTED_RELEASE}, the last one that this kvconform is tested with)"
     except importlib.metadata.PackageNotFoundError:
         vllm = "vLLM not installed"
     if engine == "embedded":

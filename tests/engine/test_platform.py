@@ -85,7 +85,10 @@ def test_the_plugin_answers_only_while_asked(monkeypatch: pytest.MonkeyPatch) ->
     ("version", "sentence"),
     [
         (None, "vLLM is not installed in this environment"),
-        ("0.11.2", "vLLM 0.11.2 is installed, but the engine 'vllm' drives releases from 0.29.0 on"),
+        ("0.11.2", "vLLM 0.11.2 is installed, but the engine 'vllm' drives releases from 0.29.0 on: install a newer"),
+        ("0.28.1.dev5", "vLLM 0.28.1.dev5 is installed, but .* on: install a newer vllm"),
+        # A checkout whose tags were not fetched.
+        ("0.1.dev1+gabc123", "vLLM 0.1.dev1.gabc123 is installed, .*: vLLM was built from a checkout without its tags"),
     ],
 )
 def test_no_or_an_old_vllm_is_a_usage_error(

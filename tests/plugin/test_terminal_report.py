@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 
 import pytest
@@ -132,6 +133,20 @@ def test_many_tests_of_one_rule_are_counted() -> None:
 def test_the_environment_is_one_line() -> None:
     line = describe_environment(engine="vllm", device="cpu", budget="quick", seed=3)
     assert re.fullmatch(r"kvconform \S+, vLLM .+, engine vllm on cpu, budget quick, seed 3", line)
+
+
+@pytest.mark.parametrize(
+    ("version", "newer"),
+    [("0.33.0", False), ("0.33.0.post1+cpu", False), ("0.29.0", False), ("0.33.1", True), ("0.34.0.dev7+gabc", True)],
+)
+def test_a_release_that_the_kit_is_not_tested_with_is_told(
+    monkeypatch: pytest.MonkeyPatch, version: str, newer: bool
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    line = describe_environment(engine="vllm", device="cpu", budget="quick", seed=3)
+    told = f"vLLM {version} (newer than 0.33.0, the last one that this kvconform is tested with), engine"
+    assert (told in line) is newer
+    assert f"vLLM {version}" in line
 
 
 def test_only_bad_verdicts_count_as_bad() -> None:
