@@ -33,8 +33,8 @@ from kvconform.scenario.exploration import (
     seen_of,
     witness_rule,
 )
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import Family
 from kvconform.verdicts import NOT_SET_UP, Verdict
 
 DRAWN = {"quick": 3, "full": 25}

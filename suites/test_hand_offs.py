@@ -10,7 +10,7 @@ from kvconform.scenario import hand_off_situations as situations
 from kvconform.scenario import hand_off_transfers as transfers
 from kvconform.scenario import layouts
 from kvconform.scenario.failures import Policy
-from kvconform.scenario.transfer import Family
+from kvconform.scenario.family import Family
 
 ALWAYS = ("LOAD-01", "LOAD-03", "LIVE-01", "LIVE-02", "LIVE-03")
 

@@ -6,7 +6,7 @@ import pytest
 
 from kvconform.conformance import Conformance
 from kvconform.scenario import hand_offs, producer_consumer
-from kvconform.scenario.transfer import Family
+from kvconform.scenario.family import Family
 
 ALWAYS = ("LOAD-01", "LOAD-03", "LIVE-01", "LIVE-02", "LIVE-03")
 

@@ -57,7 +57,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a scenario is about, see :class:`kvconform.scenario.transfer.Family`.
+    """What a scenario is about, see :class:`kvconform.scenario.family.Family`.
 
     ``rule`` is the one that symptoms are bound to if ``control``, the scenario without the situation, shows none.
     ``shown`` names what has to be seen for rules without a check of their own; None stands for compared loads.

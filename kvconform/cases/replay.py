@@ -22,8 +22,8 @@ from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.report.failure_text import crashed_text, failure_text, hung_text
 from kvconform.report.masking import mask_settings
 from kvconform.scenario.exploration import Outcome, Refused, bind_to_situation, missing, refusal_words, seen_of
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import Family
 from kvconform.target import Target, parse_target
 
 Answer = Literal["FIXED", "FAILED", "ANOTHER RULE", "NOT SHOWN"]

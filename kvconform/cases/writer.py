@@ -20,8 +20,8 @@ from kvconform.checks.model import Finding
 from kvconform.config import RunConfig
 from kvconform.report.json_report import write_text
 from kvconform.report.masking import Masker, mask_settings, secrets_in
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import Family
 from kvconform.target import Target
 
 #: Files in the folder. Those of earlier runs make room for new ones; beyond that, failures are not kept.

@@ -1,7 +1,7 @@
 """Situations in which a hand-off has to work as it does without them: whether they arose, on the side that matters.
 
 The bytes are judged by the checks for every history; here is only what shows the situation, for rules that have no
-check of their own (kvconform.scenario.transfer.Family.shown).
+check of their own (kvconform.scenario.family.Family.shown).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions, Runner
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
@@ -24,7 +25,6 @@ from kvconform.scenario.program import (
     RequestSpec,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 Prompt = tuple[tuple[int, int], ...]
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kvconform.checks.composition import rule_beside_a_stranger, rule_of
 from kvconform.engine.options import EngineOptions, Place
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, Prompt, store_then_reload
 from kvconform.scenario.program import Action, Add, BreakStore, Drain, ForgetLocal, Program, RequestSpec, Step
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt, store_then_reload
 
 PLACES: tuple[Place, ...] = ("first", "last")
 _PROMPTS: list[Prompt] = [((1, 3 * BLOCK + 1),), ((2, 2 * BLOCK + 5),)]

@@ -17,8 +17,8 @@ from kvconform.engine.byte_events import Arrived, WrongBytes
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, Prompt
 from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, HoldBack, Program, RequestSpec
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt
 
 # KV cache groups of two precisions: vLLM clears new blocks of such a cache before they are used
 # (KVCacheConfig.needs_kv_cache_zeroing, vllm/v1/kv_cache_interface.py, 0.32.0).

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import CHECKS_BY_RULE, Examination
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import Family
 
 # Executions that shrinking may spend once a program has failed: enough for a readable scenario, a few seconds at most.
 SHRINK_LIMIT = 60

@@ -18,6 +18,7 @@ from kvconform.checks.model import Finding
 from kvconform.engine.events import NeverIdle
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, store_then_reload
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -30,7 +31,6 @@ from kvconform.scenario.program import (
     RequestSpec,
     StoreFault,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload
 
 Policy = Literal["recompute", "fail"]
 FAULTS: tuple[StoreFault, ...] = ("removed", "truncated", "emptied", "folders", "unreadable")

@@ -12,6 +12,7 @@ from kvconform.checks.model import Finding
 from kvconform.checks.remembered import ENOUGH
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
@@ -23,7 +24,6 @@ from kvconform.scenario.program import (
     RequestSpec,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 LONG = 4 * BLOCK
 

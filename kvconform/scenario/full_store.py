@@ -9,8 +9,8 @@ from typing import Literal
 
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape
+from kvconform.scenario.family import BLOCK, Prompt
 from kvconform.scenario.program import Abort, Action, Add, Drain, ForgetLocal, Program, RequestSpec, Step
-from kvconform.scenario.transfer import BLOCK, Prompt
 
 #: Prompts of three blocks each; a store of fewer blocks than all of them is full in the end.
 ROUNDS = 20

@@ -16,6 +16,7 @@ from kvconform.checks import hand_off_situations as shown
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.scenario import composition, identity, order, roles, transfer, workers
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.hand_offs import ROLES, as_hand_off, hand_off, hand_over, options_of, paired, plain
 from kvconform.scenario.program import (
     Action,
@@ -29,7 +30,6 @@ from kvconform.scenario.program import (
     Step,
     Turn,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 _LENGTHS = (3 * BLOCK + 1, 2 * BLOCK)
 

@@ -16,6 +16,7 @@ from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Place
 from kvconform.scenario import asynchronous, composition, failures
 from kvconform.scenario.failures import Policy
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, Prompt
 from kvconform.scenario.hand_offs import as_hand_off, hand_over, options_of, paired, prefill
 from kvconform.scenario.producer_consumer import present
 from kvconform.scenario.program import (
@@ -34,7 +35,6 @@ from kvconform.scenario.program import (
     Step,
     Turn,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt
 
 _LONG: Prompt = ((1, 3 * BLOCK + 1),)
 _OTHER: Prompt = ((2, 2 * BLOCK + 5),)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kvconform.checks.model import Situation
 from kvconform.engine.options import EngineOptions, Runner
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, Prompt
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -26,7 +27,6 @@ from kvconform.scenario.program import (
     RequestSpec,
     Turn,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt
 
 #: What a proxy puts into the request for the producer.
 REMOTE_DECODE: dict[str, Any] = {

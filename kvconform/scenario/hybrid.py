@@ -10,8 +10,8 @@ from kvconform.checks.hybrid import rule_of
 from kvconform.engine.byte_events import WrongBytes
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
+from kvconform.scenario.family import RUNNERS, Family, store_then_reload
 from kvconform.scenario.program import Action, Add, BreakStore, Drain, ForgetLocal, Program, RequestSpec, Step
-from kvconform.scenario.transfer import RUNNERS, Family, store_then_reload
 
 WINDOW = 40
 #: A window that is no multiple of the block, so that it begins inside one.

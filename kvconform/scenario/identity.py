@@ -17,6 +17,7 @@ from kvconform.checks.model import Finding
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, store_then_reload
 from kvconform.scenario.program import (
     PLACEHOLDERS,
     Action,
@@ -28,7 +29,6 @@ from kvconform.scenario.program import (
     RequestSpec,
     Restart,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload
 
 # Ending inside a block: how to count the blocks of a prompt that fills them is no matter of identity.
 _PROMPT = ((1, 3 * BLOCK + 5),)

@@ -11,8 +11,9 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.kvcache.shape import LAYOUTS, KVCacheShape, LayerShape
+from kvconform.scenario.family import BLOCK, PLAIN, Family, program, store_then_reload
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import BLOCK, PLAIN, Family, program, reloads, store_then_reload
+from kvconform.scenario.transfer import reloads
 
 
 def _on_plain_shape(program: Program) -> Program:

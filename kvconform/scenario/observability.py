@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -19,7 +20,6 @@ from kvconform.scenario.program import (
     ResetConnector,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 _OPTIONS = st.builds(lambda runner: EngineOptions(runner=runner), st.sampled_from(RUNNERS))
 _LENGTHS = st.lists(st.sampled_from([5, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 1]), min_size=1, max_size=3)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kvconform.engine.options import EngineOptions, HookOrder, Runner
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.scenario import transfer
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, store_then_reload
 from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
@@ -22,7 +23,6 @@ from kvconform.scenario.program import (
     RequestSpec,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload
 
 _LONG = ((1, 3 * BLOCK + 1),)
 _OTHER = ((2, 2 * BLOCK + 5),)

@@ -19,6 +19,7 @@ from kvconform.engine.byte_events import Arrived, WrongBytes
 from kvconform.engine.events import NeverIdle, Outlasted
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Runner
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, Prompt
 from kvconform.scenario.hand_offs import (
     BOTH,
     DRAWN_LENGTHS,
@@ -43,7 +44,6 @@ from kvconform.scenario.program import (
     Step,
     Turn,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt
 
 # -- block lists of different lengths --
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from kvconform.checks.recurrent import divergent_hit_rule, reused_block_rule, rule_of
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape, LayerShape, State
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, Prompt, store_then_reload
 from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, Program, RequestSpec, Step
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, Prompt, store_then_reload
 
 #: A convolution's window and a state space, of other dtypes, as Mamba 2 has them; a state of linear attention alone.
 MAMBA: tuple[State, ...] = (((3, 20), "float16"), ((2, 8, 8), "float32"))

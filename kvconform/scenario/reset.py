@@ -9,6 +9,7 @@ from typing import Literal
 from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import (
     Abort,
     Action,
@@ -22,7 +23,6 @@ from kvconform.scenario.program import (
     Resume,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 _OPTIONS = st.builds(lambda runner: EngineOptions(runner=runner), st.sampled_from(RUNNERS))
 #: Whose a request is: nobody's, of an adapter, of a tenant. Each may have a part of the store to itself.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, store_then_reload
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -18,7 +19,6 @@ from kvconform.scenario.program import (
     RequestSpec,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload
 
 # Few, so that the tests that share a family share its programs, too; each with a block to load in it, because without
 # a load a control program shows nothing.

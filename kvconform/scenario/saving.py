@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, Program, RequestSpec, Step
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 
 def _options() -> st.SearchStrategy[EngineOptions]:

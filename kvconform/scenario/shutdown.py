@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kvconform.checks.shutdown import in_flight_rule, killed_rule, twice_rule
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, Kill, Program, RequestSpec, Restart, Step
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 _OPTIONS = st.builds(lambda runner: EngineOptions(runner=runner), st.sampled_from(RUNNERS))
 _LENGTHS = st.sampled_from([BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 1])

@@ -19,6 +19,7 @@ from kvconform.checks.shutdown import in_flight_rule
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape
+from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
@@ -39,7 +40,6 @@ from kvconform.scenario.program import (
     Resume,
     Step,
 )
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family
 
 NAME = "any traffic"
 #: Blocks of a pool in which three requests get into each other's way, and of one in which nobody does.

@@ -1,23 +1,20 @@
-"""Scenario families for round trips: what is stored by one request must come back for another, byte for byte.
-
-Each family is one situation. ``examples`` always run; ``strategy`` draws more. ``control`` is the same program without
-the situation: if the control is right and the family is not, the situation's own rule is broken, not the general one.
-"""
+"""Scenario families for round trips: what is stored by one request must come back for another, byte for byte."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from kvconform.checks.model import Finding, Situation
+from kvconform.checks.model import Finding
 from kvconform.checks.transfer import left_untouched, local_hit_rule
 from kvconform.engine.byte_events import WrongBytes
 from kvconform.engine.events import Scheduled
 from kvconform.engine.history import History
-from kvconform.engine.options import EngineOptions, Runner
+from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.shape import KVCacheShape
+from kvconform.scenario.family import BLOCK, PLAIN, RUNNERS, Family, program, store_then_reload
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -30,61 +27,7 @@ from kvconform.scenario.program import (
     Step,
 )
 
-Strategy = st.SearchStrategy[Program]
-#: (seed, length) segments.
-Prompt = tuple[tuple[int, int], ...]
-BLOCK = 16
-PLAIN = KVCacheShape()
-
-
-@dataclass(frozen=True)
-class Family:
-    """One situation. ``situation`` completes the sentence "The connector is right without ...": "chunked prefill".
-
-    ``keeps`` are rules whose findings stay theirs, because this very situation is what they are about; ``explain``
-    adds a sentence about a failing history. ``sort`` names the rule of a symptom where the situation is about several;
-    ``general`` is the family of which this one is a special case: it decides if the control shows symptoms, too, or
-    loads nothing. Findings of the rules ``alike`` are symptoms here; if the control breaks one of them as well, it is
-    the reason for findings of the family's own chapter. ``more`` times as many programs as of another are drawn.
-    ``shown`` is what has to be seen for rules without a check of their own; for other families that is compared loads.
-    """
-
-    name: str
-    rule: str
-    examples: tuple[Program, ...]
-    strategy: Strategy
-    situation: str = ""
-    control: Callable[[Program], Program] | None = None
-    explain: Callable[[History], str] | None = None
-    keeps: frozenset[str] = frozenset()
-    sort: Callable[[History, Finding], str] | None = None
-    general: Family | None = None
-    more: int = 1
-    alike: frozenset[str] = frozenset()
-    shown: Situation | None = None
-
-
-def program(name: str, actions: Sequence[Action], **options: object) -> Program:
-    """A program with these :class:`EngineOptions`."""
-    return Program(name, EngineOptions(**options), tuple(actions))  # type: ignore[arg-type]
-
-
-def store_then_reload(prompts: Sequence[tuple[tuple[int, int], ...]], max_tokens: int = 1) -> list[Action]:
-    """Compute every prompt once, drop the local prefix cache, and ask for each again."""
-    stored = [Add(RequestSpec(f"store{i}", prompt, max_tokens)) for i, prompt in enumerate(prompts)]
-    reload = [Add(RequestSpec(f"reload{i}", prompt, max_tokens)) for i, prompt in enumerate(prompts)]
-    actions: list[Action] = []
-    for add in stored:
-        actions += [add, Drain()]
-    actions.append(ForgetLocal())
-    for add in reload:
-        actions += [add, Drain()]
-    return actions
-
-
 # -- drawing --
-
-RUNNERS: tuple[Runner, ...] = ("v2", "v1")
 
 
 @st.composite

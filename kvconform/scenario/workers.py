@@ -10,8 +10,8 @@ from kvconform.checks.model import Finding
 from kvconform.engine.byte_events import WrongBytes
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, store_then_reload
 from kvconform.scenario.program import BreakStore, Drain, ForgetLocal, Program
-from kvconform.scenario.transfer import BLOCK, RUNNERS, Family, store_then_reload
 
 _PROMPTS = [((1, 3 * BLOCK + 1),), ((2, 2 * BLOCK + 5),)]
 

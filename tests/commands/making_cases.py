@@ -12,8 +12,8 @@ from kvconform.config import RunConfig
 from kvconform.engine.events import HookCall
 from kvconform.engine.history import History
 from kvconform.scenario import transfer
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import Family
 from kvconform.target import Target
 
 TARGET = Target("my.module:MyConnector", "module", "my.module", "MyConnector", "my.module:MyConnector")

@@ -12,8 +12,8 @@ from matrix_entries import Entry, read_entries
 from kvconform.checks import Examination
 from kvconform.scenario import device_order
 from kvconform.scenario.exploration import Budget, Explorer, Outcome
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import Family
 
 #: The fixture on_simulated_device.
 Trial = Callable[[str, dict[str, Any], Program], Examination]

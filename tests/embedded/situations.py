@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from kvconform.kvcache.shape import DTYPES, LAYOUTS
 from kvconform.scenario import identity
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Program
-from kvconform.scenario.transfer import Family
 
 MODULES = (
     "asynchronous",

@@ -18,8 +18,8 @@ from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario import exploration
 from kvconform.scenario.exploration import Budget, Explorer, Outcome, Refused, missing, refusal_words, seen_of
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Add, Drain, Program, RequestSpec
-from kvconform.scenario.transfer import Family
 
 AT = Event(1, 1)
 LOADED = {"LOAD-01": {"external tokens compared": 32}}

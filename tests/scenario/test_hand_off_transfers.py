@@ -8,8 +8,8 @@ import pytest
 
 from kvconform.isolation.codec import dump_program, load_program
 from kvconform.scenario import hand_off_transfers as transfers
+from kvconform.scenario.family import Family
 from kvconform.scenario.program import Abort, AbortOnArrival, Add, Drain, ForgetLocal, HandOff, Leave, Program
-from kvconform.scenario.transfer import Family
 from kvconform.scenario.wording import program_lines
 
 FAMILIES = (
