@@ -226,12 +226,22 @@ def reported(call: HookCall, what: str) -> list[str]:
     return list(ids["set"]) if isinstance(ids, dict) and "set" in ids else []
 
 
+def _wrapping(history: History) -> frozenset[int]:
+    return frozenset(call.engine for call in history.calls("get_transfer_results"))
+
+
+def is_report(history: History, call: HookCall) -> bool:
+    """Whether a call is one in which vLLM itself asks a worker what has ended.
+
+    From 0.30.0 on that is get_transfer_results, whose default asks for get_finished.
+    """
+    return call.hook in REPORT_HOOKS and (call.hook == "get_finished") != (call.engine in history.derived(_wrapping))
+
+
 def follow(history: History) -> tuple[list[Fault], dict[int, Lives]]:
     """Every completion that was wrong or missing, and the lives of each engine."""
     engines: dict[int, Lives] = defaultdict(Lives)
     faults: list[Fault] = []
-    # From 0.30.0 on vLLM asks for get_transfer_results, whose default asks for get_finished.
-    wrapped = {call.engine for call in history.calls("get_transfer_results")}
     for index, event in enumerate(history.events):
         lives = engines[event.engine]
         if isinstance(event, ProgramAction) and event.action == "add":
@@ -245,7 +255,7 @@ def follow(history: History) -> tuple[list[Fault], dict[int, Lives]]:
                 lives.workers = event.result
             elif event.role == "scheduler":
                 lives.follow(event)
-            elif event.hook in REPORT_HOOKS and (event.hook == "get_finished") != (event.engine in wrapped):
+            elif is_report(history, event):
                 faults += _report(history, index, event, lives)
     return faults, engines
 

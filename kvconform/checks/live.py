@@ -25,8 +25,7 @@ from kvconform.checks import (
 )
 from kvconform.checks.calls import refused_to_go_on
 from kvconform.checks.model import Check, Finding
-from kvconform.engine.byte_events import Audited
-from kvconform.engine.events import EngineRaised, HookCall, Leaked, NeverIdle, ProgramAction, Tokens
+from kvconform.engine.events import Audited, EngineRaised, HookCall, Leaked, NeverIdle, ProgramAction, Tokens
 from kvconform.engine.history import History
 
 # Rules whose violation makes vLLM raise: such an exception is theirs, not a second defect.

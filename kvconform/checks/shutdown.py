@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.engine.byte_events import Audited, Compared, WrongBytes
-from kvconform.engine.events import EngineRaised, EngineStarted, ForeignState, ProgramAction
+from kvconform.engine.byte_events import Compared, WrongBytes
+from kvconform.engine.events import Audited, EngineRaised, EngineStarted, ForeignState, ProgramAction
 from kvconform.engine.history import History
 
 _FIRST = ("worker shutdown", "scheduler shutdown")

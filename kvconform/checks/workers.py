@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvconform.checks.asynchronous_lives import REPORT_HOOKS, reported
+from kvconform.checks.asynchronous_lives import REPORT_HOOKS, is_report, reported
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.events import EngineRaised, HookCall, NeverIdle, ReportsMerged, ReportTested, StoreBroken
 from kvconform.engine.history import History
@@ -26,17 +26,13 @@ class _Votes:
 
 def _votes(history: History) -> dict[int, _Votes]:
     engines: dict[int, _Votes] = defaultdict(_Votes)
-    # From 0.30.0 on vLLM asks for get_transfer_results, whose default asks for get_finished.
-    wrapped = {call.engine for call in history.calls("get_transfer_results")}
     for call in history.calls("register_kv_caches", "get_finished_count", *REPORT_HOOKS):
-        if call.hook == "get_finished" and call.engine in wrapped:
-            continue
         votes = engines[call.engine]
         if call.hook == "register_kv_caches":
             votes.workers = max(votes.workers, call.rank + 1)
         elif call.hook == "get_finished_count":
             votes.counted = call if isinstance(call.result, int) and call.result else None
-        else:
+        elif is_report(history, call):
             for kind in _KINDS:
                 for request in reported(call, kind):
                     votes.ranks[kind, request].add(call.rank)

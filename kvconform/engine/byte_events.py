@@ -106,11 +106,3 @@ class Arrived(Event):
     rank: int = 0
     observed: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
-
-
-@record
-class Audited(Event):
-    """The end audit ran: how many blocks are free of how many usable ones."""
-
-    free_blocks: int
-    usable_blocks: int

@@ -258,6 +258,14 @@ class Leaked(Event):
 
 
 @record
+class Audited(Event):
+    """The end audit ran: how many blocks are free of how many usable ones."""
+
+    free_blocks: int
+    usable_blocks: int
+
+
+@record
 class Crossing(Event):
     """Something that crosses the process boundary in a real engine was put through real serialisation."""
 

@@ -11,6 +11,7 @@ import dis
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any, Protocol
 
 from kvconform.engine import compat
@@ -191,15 +192,21 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     return f"{type(error).__name__}: {message}"[:600], where
 
 
+def innermost(error: BaseException) -> TracebackType | None:
+    """Where an exception was raised; None for one that never was."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
+
+
 def stumbled(error: BaseException) -> bool:
     """Whether a look-up (``table[key]``, ``items[3]``) failed by itself; a ``raise`` statement, anybody's, is meant."""
-    innermost = error.__traceback__
-    if not isinstance(error, LookupError) or innermost is None:
+    raised = innermost(error)
+    if not isinstance(error, LookupError) or raised is None:
         return False
-    while innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    code = innermost.tb_frame.f_code.co_code
-    return dis.opname[code[innermost.tb_lasti]] not in ("RAISE_VARARGS", "RERAISE")
+    code = raised.tb_frame.f_code.co_code
+    return dis.opname[code[raised.tb_lasti]] not in ("RAISE_VARARGS", "RERAISE")
 
 
 def _short(filename: str) -> str:

@@ -23,8 +23,8 @@ from histories import (
 
 from kvconform.checks import ALL_CHECKS, CHECKS_BY_RULE, examine
 from kvconform.checks.hand_off_situations import SITUATIONS
-from kvconform.engine.byte_events import Audited
 from kvconform.engine.events import (
+    Audited,
     EngineRaised,
     Event,
     HookCall,

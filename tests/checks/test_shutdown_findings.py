@@ -9,8 +9,7 @@ from histories import compared, found, history, raised, witness, wrong
 
 from kvconform.checks import Finding
 from kvconform.checks.shutdown import in_flight_rule, killed_rule, twice_rule
-from kvconform.engine.byte_events import Audited
-from kvconform.engine.events import EngineStarted, Event, ForeignState, ProgramAction
+from kvconform.engine.events import Audited, EngineStarted, Event, ForeignState, ProgramAction
 
 
 def act(action: str, engine: int = 1) -> ProgramAction:

@@ -10,8 +10,8 @@ from bench import Bench, hooks_of_step, request, run, stored_then_asked_again
 from packaging.version import Version
 
 from kvconform.engine import compat
-from kvconform.engine.byte_events import Audited, Compared, Stray, WrongBytes
-from kvconform.engine.events import Crossing, EngineRaised, HookCall, Leaked, NeverIdle, Scheduled, Tokens
+from kvconform.engine.byte_events import Compared, Stray, WrongBytes
+from kvconform.engine.events import Audited, Crossing, EngineRaised, HookCall, Leaked, NeverIdle, Scheduled, Tokens
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.vllm_engine import waiting

@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 import kvconform
 from kvconform.engine.events import Crossing, EngineRaised, KitFailed, Unsimulated
 from kvconform.engine.history import History
-from kvconform.engine.instrument import Recorder, describe_error, stumbled
+from kvconform.engine.instrument import Recorder, describe_error, innermost, stumbled
 from kvconform.engine.protocol import EngineStopped
 
 T = TypeVar("T")
@@ -75,11 +75,10 @@ class Guard:
             cause = self._recorder.raised
             same = cause.error is not None and _in_chain(error, cause.error) is not None
             if not same and _ours(error):
-                self.stopped = True
                 trace = "".join(traceback.format_exception(error))[-3000:]
-                self._history.add(KitFailed(*self._clock(), during, text, where, trace))
-                raise EngineStopped(f"{during}: {text}") from error
-            self._stop(during, text, where, cause.hook if same else None, stumbled(error))
+                self._stop(KitFailed(*self._clock(), during, text, where, trace))
+            hook = cause.hook if same else None
+            self._stop(EngineRaised(*self._clock(), during, text, where, hook, stumbled(error)))
 
     def pickled(self, what: str, value: T) -> T:
         """A copy of ``value``, made by the pickler that vLLM's message queue uses."""
@@ -89,14 +88,14 @@ class Guard:
         except Exception as error:
             text, where = describe_error(error)
             self._history.add(Crossing(*self._clock(), what, 0, text))
-            self._stop(f"serialising the {what}", text, where, None)
+            self._stop(EngineRaised(*self._clock(), f"serialising the {what}", text, where))
         self._history.add(Crossing(*self._clock(), what, len(data)))
         return crossed
 
-    def _stop(self, during: str, text: str, where: str, hook: str | None, stumbled: bool = False) -> NoReturn:
+    def _stop(self, event: EngineRaised | KitFailed) -> NoReturn:
         self.stopped = True
-        self._history.add(EngineRaised(*self._clock(), during, text, where, hook, stumbled))
-        raise EngineStopped(f"{during}: {text}")
+        self._history.add(event)
+        raise EngineStopped(f"{event.during}: {event.error}")
 
 
 def _in_chain(error: BaseException | None, cause: BaseException | type[BaseException]) -> BaseException | None:
@@ -112,8 +111,6 @@ def _ours(error: BaseException) -> bool:
     """Whether a line of the kit raised, as one does that calls vLLM in a way that this release does not know."""
     if isinstance(error, VllmWouldRaise):
         return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    file = "" if trace is None else trace.tb_frame.f_code.co_filename
+    raised = innermost(error)
+    file = "" if raised is None else raised.tb_frame.f_code.co_filename
     return file.startswith(_OURS) and not file.startswith(_STANDIN)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvconform.engine import compat
-from kvconform.engine.byte_events import Audited
-from kvconform.engine.events import Leaked
+from kvconform.engine.events import Audited, Leaked
 
 
 def held_by(scheduler: Any, engine: int, step: int) -> Iterator[Leaked | Audited]:

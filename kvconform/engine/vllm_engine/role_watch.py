@@ -21,6 +21,7 @@ from kvconform.engine.events import (
     TransferParams,
 )
 from kvconform.engine.history import History
+from kvconform.engine.instrument import innermost
 from kvconform.engine.snapshot import ObjectState, differences, plain
 from kvconform.kvcache.memory import KVMemory
 
@@ -261,12 +262,10 @@ def _foreign_state(error: BaseException, own: Any, other: Any) -> str | None:
     """The attribute that this instance lacks and the other role's has, or "the bound metadata"; None if neither."""
     if isinstance(error, AttributeError) and error.obj is own and error.name in vars(other):
         return f"its attribute {error.name}, which only the other role's instance has"
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
+    raised = innermost(error)
     # KVConnectorBase_V1._get_connector_metadata asserts that metadata is bound.
-    innermost = trace.tb_frame.f_code.co_name if trace is not None else ""
-    if isinstance(error, AssertionError) and innermost == "_get_connector_metadata":
+    function = raised.tb_frame.f_code.co_name if raised is not None else ""
+    if isinstance(error, AssertionError) and function == "_get_connector_metadata":
         return _BOUND
     return None
 
