@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from kvconform.checks.asynchronous_lives import is_report, reported
 from kvconform.checks.calls import failed_blocks, is_asynchronous
 from kvconform.engine.events import EngineStarted, HookCall
 from kvconform.engine.history import History
@@ -85,7 +86,10 @@ def _followed(history: History) -> tuple[tuple[Report, ...], tuple[Load, ...]]:
         if isinstance(event, EngineStarted):
             engine.block_sizes = event.block_sizes
         elif isinstance(event, HookCall) and event.error is None:
-            found += _follow(engine, event)
+            if is_report(history, event):
+                found += _results(engine, event, engine.steps[event.rank])
+            else:
+                found += _follow(engine, event)
     return tuple(found), tuple(load for engine in engines.values() for load in engine.loads)
 
 
@@ -105,8 +109,6 @@ def _follow(engine: _Engine, call: HookCall) -> Iterator[Report]:
             engine.matched[call.args["request"]] = (call.args["num_computed_tokens"], is_asynchronous(call))
         case "update_state_after_alloc" if call.args["num_external_tokens"] > 0:
             engine.loads.append(_load(engine, call))
-        case "get_transfer_results":
-            yield from _results(engine, call, step)
         case "get_block_ids_with_load_errors":
             failed = failed_blocks(call)
             if failed:
@@ -122,12 +124,10 @@ def _load(engine: _Engine, call: HookCall) -> Load:
 
 
 def _results(engine: _Engine, call: HookCall, step: int) -> Iterator[Report]:
-    if not isinstance(call.result, dict):
-        return
-    failed = tuple(call.result.get("failed_recving") or ())
+    failed = tuple(reported(call, "failed_recving"))
     if failed:
         yield Report(call, step, (), failed, tuple(engine.loads))
-    for request in call.result.get("finished_recving") or ():
+    for request in reported(call, "finished_recving"):
         engine.loads = [
             replace(load, received=(*load.received, (call.rank, step)))
             if load.request == request and load.asynchronous and load.received_by(call.rank) is None

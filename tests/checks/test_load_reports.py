@@ -113,6 +113,22 @@ def test_report_of_nothing_is_none(nothing: HookCall) -> None:
     assert reports(history(match((32, True)), alloc(32), nothing)) == ()
 
 
+def test_vllm_that_asks_for_pairs_learns_of_a_load_from_them() -> None:
+    """0.29.0 has no get_transfer_results."""
+    pair = HookCall(1, 1, "worker", "get_finished", {}, (None, {"set": ["r1"]}), rank=1)
+    assert load(*LOADING, *step(1), *step(1, rank=1), pair).received == ((1, 1),)
+    assert load(*LOADING, failing(pair)).received == ()
+    for malformed in (None, ({"set": ["r1"]}, None), ({"set": ["r1"]},), "r1", (None, None, {"set": ["r1"]})):
+        assert load(*LOADING, replace(pair, result=malformed)).received == ()
+
+
+def test_pair_that_the_default_of_get_transfer_results_asked_for_counts_once() -> None:
+    pair = HookCall(1, 1, "worker", "get_finished", {}, (None, {"set": ["r1"]}), rank=1)
+    # Answered to vLLM by the outer call alone, which may say something else.
+    assert load(*LOADING, pair, results(received=["r2"], rank=1)).received == ()
+    assert load(*LOADING, pair, results(received=["r1"], rank=0)).received == ((0, 0),)
+
+
 # -- until when a load may be reported ---------------------------------------------------------------------------------
 
 LOADING = (match((32, True)), alloc(32))

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import stepwise
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from kvconform.reference._async_messages import Hold, LoadJob
 from kvconform.reference._async_transfers import Load
@@ -183,7 +182,10 @@ class ReturnsAPairForResults(AsyncFileStoreConnector):
 class FailsWithoutAnEnd(AsyncFileStoreConnector):
     """R17: a failed load is in failed_recving, and its request waits on."""
 
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        # Within: 0.29.0 has no such class.
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
         sent, received = self.get_finished(finished_req_ids)
         failed = (received or set()) if self._worker_side()._load_errors else set()
         self._worker_side().take_load_errors()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import distant_store
 import stepwise
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.v1.request import RequestStatus
 
 from kvconform.reference._block_store import BlockFileError, read_block_file
@@ -145,7 +144,10 @@ class ReportsSyncFailuresByRequest(FileStoreConnector):
         self._loading = ()
         return metadata
 
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        # Within: 0.29.0 has no such class.
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
         failed = set(self._step_metadata().loading) if self._worker_side().take_load_errors() else set()  # type: ignore[attr-defined]
         return KVConnectorTransferResults(finished_sending=set(), finished_recving=set(), failed_recving=failed)
 

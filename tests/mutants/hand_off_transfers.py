@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import hand_off
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from kvconform.reference._pd_messages import PairMetadata, Pull
 from kvconform.reference.producer_consumer import ProducerConsumerConnector
@@ -131,7 +130,10 @@ class ForgetsFailedRequests(hand_off.FailsEarly):
 class FailsWithoutAnEnd(hand_off.FailsByRequest):
     """R17: a failed load is in failed_recving, and its request waits on."""
 
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        # Within: 0.29.0 has no such class.
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
         sent, received = self.get_finished(finished_req_ids)
         return KVConnectorTransferResults(sent or set(), (received or set()) - self.failing, set(self.failing))
 
