@@ -71,7 +71,7 @@ $(RELEASES:%=release-%): release-%: $(STAMPS)/kvconform $(STAMPS)/vllm .overlays
 	PYTHONPATH=.overlays/vllm-$* $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
 
 matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be caught, legal connectors must pass
-	$(BIN)/python tests/mutants/kill_matrix.py --cover --jobs=$(JOBS) $(MATRIX_ARGS)
+	$(BIN)/python tests/mutants/kill_matrix.py --cover --again --jobs=$(JOBS) $(MATRIX_ARGS)
 
 matrix-all: $(STAMPS)/dev $(STAMPS)/vllm ## All mutants and legal connectors, and the matrix in the docs written anew
 	$(BIN)/python tests/mutants/kill_matrix.py --narrow --jobs=$(JOBS) --book=docs/kill_matrix.md $(MATRIX_ARGS)

@@ -74,6 +74,8 @@ class Outcome:
     trouble: str = ""
     #: Why it was not tried at all.
     not_run: str = ""
+    #: What was said of it before it was tried again.
+    before: Outcome | None = None
 
     @property
     def broken(self) -> frozenset[str]:
