@@ -16,8 +16,8 @@ def test_all_shares_together_are_the_whole(parts: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_every_half_has_mutants_and_legal_connectors() -> None:
-    for which in ("1/2", "2/2"):
+def test_every_third_has_mutants_and_legal_connectors() -> None:
+    for which in ("1/3", "2/3", "3/3"):
         kinds = [entry.kind for entry in share(cover(read_entries()), which)]
         assert kinds.count("mutant") > 50
         assert kinds.count("odd") > 10
