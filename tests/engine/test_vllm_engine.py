@@ -252,6 +252,8 @@ def test_a_known_id_may_be_used_again_for_another_prompt(bench: Bench) -> None:
     engine = bench.engine()
     run(engine, request("a", 40, 2, seed=1), request("a", 40, 2, seed=2), request("a", 40, 2, seed=1))
     engine.audit()
+    # Two steps each. The third prompt is the first one again, and so found; the second is not.
+    assert [event.local_tokens for event in bench.of(Compared)] == [0, 40, 0, 40, 32, 40]
     nothing_wrong(bench)
 
 

@@ -326,6 +326,8 @@ def main(
     """Run the kill matrix."""
     if full and (narrow or covering):
         raise click.UsageError("--full is all suites for every connector: without --narrow and --cover.")
+    if again and book_file is not None:
+        raise click.UsageError("--book tells of mutants that are caught every time: without --again.")
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     entries = tuple(entry for entry in read_entries() if re.search(only, f"{entry.kind} {entry.connector}"))
     entries = tuple(entry for entry in entries if device in (None, entry.device))
