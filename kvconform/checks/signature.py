@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -198,12 +200,20 @@ def _signature(cls: type[Any], name: str) -> inspect.Signature | None:
         signature = inspect.signature(bound)
     except (AttributeError, TypeError, ValueError):
         return None
-    if isinstance(found, (staticmethod, classmethod)) or not hasattr(type(found), "__get__"):
+    if not _binds(found):
         return signature
     parameters = list(signature.parameters.values())
     if parameters and parameters[0].kind in _BY_POSITION:
         return signature.replace(parameters=parameters[1:])
     return signature
+
+
+def _binds(found: Any) -> bool:
+    """Whether an instance is put before the arguments."""
+    if isinstance(found, partial):
+        # In 3.13 it has a __get__ already, which binds nothing and warns (functools, "What's new" of 3.13 and 3.14).
+        return sys.version_info >= (3, 14)
+    return not isinstance(found, (staticmethod, classmethod)) and hasattr(type(found), "__get__")
 
 
 def _bare(signature: inspect.Signature) -> inspect.Signature:

@@ -13,6 +13,8 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parents[2] / "kvconform/engine/embedded"
 STANDIN = PACKAGE / "standin"
 TABLE = PACKAGE / "uncovered.json"
+# What typing leaves in a generic class in some versions of Python.
+_OF_TYPING = frozenset({"_is_protocol"})
 
 
 def modules() -> list[str]:
@@ -42,7 +44,7 @@ def attributes_of(cls: type) -> set[str]:
     for base in cls.__mro__:
         found |= set(getattr(base, "__dataclass_fields__", {})) | set(getattr(base, "__annotations__", {}))
         found |= _assigned(base)
-    return found
+    return found - _OF_TYPING
 
 
 def _assigned(cls: type) -> set[str]:
