@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from kvconform.reference._pd_messages import PairMetadata, Pull
 from kvconform.reference._pd_scheduler import PairSchedulerSide
+from kvconform.reference._pd_server import Leases
 from kvconform.reference.producer_consumer import ProducerConsumerConnector
 
 Answer = tuple[bool, dict[str, Any] | None]
@@ -135,8 +137,26 @@ class AnswersInMetadata(ProducerConsumerConnector):
         super().update_connector_output(connector_output)
 
 
+class _ReleasedByAll(Leases):
+    """Ends a lease when all ranks have given it back: who comes last must not find it gone, as that is another bug."""
+
+    def __init__(self, seconds: float, ranks: int) -> None:
+        super().__init__(seconds)
+        self._awaited: defaultdict[str, int] = defaultdict(lambda: ranks)
+
+    def release(self, transfer_id: str) -> None:
+        with self._changed:
+            self._awaited[transfer_id] -= 1
+            if not self._awaited[transfer_id]:
+                super().release(transfer_id)
+
+
 class LoadsRankZero(ProducerConsumerConnector):
     """bugs 119 and 121, vllm#55191 (R20): every rank fetches what rank 0 of the producer has."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._leases = _ReleasedByAll(self._options.lease_seconds, self._vllm_config.parallel_config.world_size)
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         super().register_kv_caches(kv_caches)
