@@ -28,7 +28,7 @@ from kvconform.cases.folder import cases_folder
 from kvconform.census import Census
 from kvconform.config import RunConfig
 from kvconform.coverage_report import COVERAGE_PLUGIN, CoveragePlugin, coverage_of
-from kvconform.errors import UsageError
+from kvconform.errors import EngineUnusableError, UsageError
 from kvconform.faults import find_faults
 from kvconform.isolation.sharing import SharedNursery
 from kvconform.judgement import BASELINE, explain_outcome
@@ -217,6 +217,8 @@ class ConformanceSession:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         error = call.excinfo.value if call.excinfo is not None else None
+        if isinstance(error, EngineUnusableError) and target_of(item):
+            error = UnusableTargetError(target_of(item), str(error))
         if isinstance(error, UnusableTargetError):
             self._report_unusable(item, report, error)
         else:

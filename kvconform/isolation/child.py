@@ -90,7 +90,32 @@ def _prepare(request: dict[str, Any]) -> dict[str, Any]:
             inspect_model()
     except UsageError as error:
         return {"usage": str(error)}
+    except Exception as error:
+        return {"usage": _not_imported(error)}
     return {"ready": True}
+
+
+def _not_imported(error: Exception) -> str:
+    """What the installed vLLM, a package that it needs, or the kit in it stumbles over."""
+    from packaging.version import Version
+
+    from kvconform.api.runtime import NEWEST_TESTED_RELEASE, OLDEST_RELEASE, standin_in_place, vllm_version
+    from kvconform.engine.instrument import describe_error
+
+    what = "{} ({})".format(*describe_error(error))
+    if standin_in_place():
+        return f"The engine 'embedded' cannot be imported here: {what}. Install kvconform[embedded]."
+    version = vllm_version() or "0"
+    known = OLDEST_RELEASE <= Version(Version(version).base_version) <= NEWEST_TESTED_RELEASE
+    return (
+        f"vLLM {version} cannot be imported as an engine needs it: {what}. See whether "
+        "python -c 'import vllm.v1.core.sched.scheduler, vllm.v1.worker.utils' works in this environment"
+        + (
+            "."
+            if known
+            else f"; if it does, it is the release: the kit is tested with {OLDEST_RELEASE} to {NEWEST_TESTED_RELEASE}."
+        )
+    )
 
 
 def _run(answers: int, request: dict[str, Any], stacks: Path) -> None:

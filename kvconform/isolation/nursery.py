@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from kvconform.errors import UsageError
+from kvconform.errors import EngineUnusableError, UsageError
 from kvconform.isolation.codec import to_bytes
 from kvconform.isolation.server import CHUNK, SOCKET_NAME
 
@@ -64,6 +64,7 @@ class Nursery:
         self._shared = tuple(shared)
         self._stacks: dict[int, Path] = {}
         self._preloaded = self._prepared = False
+        self._unusable = ""
         #: Seconds that somebody has waited for it to be ready.
         self.waited = 0.0
         self._warming: threading.Thread | None = None
@@ -103,7 +104,8 @@ class Nursery:
         vLLM's scheduler and workers are imported.
 
         Raises:
-            UsageError: vLLM cannot be used here.
+            EngineUnusableError: vLLM cannot be used here; asked again, it is said at once.
+            UsageError: the process that has vLLM imported has ended.
         """
         try:
             return self._start(setup)
@@ -131,10 +133,12 @@ class Nursery:
 
     def _ready(self, *, engine: bool) -> None:
         with self._at_work:
+            if self._unusable:
+                raise EngineUnusableError(self._unusable)
             if self._control is None or (self._process is not None and self._process.poll() is not None):
                 self._spawn()
             if not self._preloaded:
-                self._order(
+                self._import(
                     {
                         "order": "preload",
                         "device": self._device,
@@ -145,11 +149,20 @@ class Nursery:
                 )
                 self._preloaded = True
             if engine and not self._prepared:
-                answer = self._order({"order": "prepare", "device": self._device})
-                if "usage" in answer:
-                    self.close()
-                    raise UsageError(answer["usage"])
+                self._import({"order": "prepare", "device": self._device})
                 self._prepared = True
+
+    def _import(self, order: dict[str, Any]) -> None:
+        """What fails now fails the next time, and an import takes seconds."""
+        try:
+            answer = self._order(order)
+        except UsageError as error:
+            self._unusable = str(error)
+        else:
+            self._unusable = answer.get("usage", "")
+        if self._unusable:
+            self.close()
+            raise EngineUnusableError(self._unusable)
 
     @property
     def waited_in_all(self) -> float:
@@ -286,7 +299,7 @@ class Nursery:
                 answer += (more := control.recv(CHUNK) if readable else b"")
         if not answer.endswith(b"\n"):
             if self._process is not None:
-                raise UsageError(f"The kit's process with vLLM could not be started; it printed:\n{self.output()}")
+                raise UsageError(f"The kit's process with vLLM has ended; the last that it printed:\n{self.output()}")
             self._control = None
             control.close()
             raise _LostError
