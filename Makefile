@@ -40,7 +40,7 @@ PINNED := $(INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage mutate releases $(RELEASES:%=release-%) matrix matrix-all differential cuda bench lint format rulebook out-of-tree wheel install clean
+.PHONY: help demo test coverage mutate releases $(RELEASES:%=release-%) oldest matrix matrix-all differential cuda bench lint format rulebook out-of-tree wheel install clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ releases: $(RELEASES:%=release-%) ## Run the suites on the reference connector w
 
 $(RELEASES:%=release-%): release-%: $(STAMPS)/kvconform $(STAMPS)/vllm .overlays/vllm-%/.installed
 	PYTHONPATH=.overlays/vllm-$* $(BIN)/pytest --kvconform=$(REFERENCE) $(PYTEST_ARGS)
+
+oldest: $(STAMPS)/embedded .overlays/oldest/.installed ## Run the suites on the reference connector with the oldest pytest, hypothesis, ... that are accepted
+	PYTHONPATH=.overlays/oldest $(BIN)/python -m pytest --kvconform=$(REFERENCE) --kvconform-engine=embedded $(PYTEST_ARGS)
 
 matrix: $(STAMPS)/dev $(STAMPS)/vllm ## Break every rule once: mutants must be caught, legal connectors must pass
 	$(BIN)/python tests/mutants/kill_matrix.py --cover --again --jobs=$(JOBS) $(MATRIX_ARGS)
@@ -139,6 +142,11 @@ $(STAMPS)/dev: $(STAMPS)/kvconform
 # Without py-cpuinfo2, which would overwrite the module cpuinfo of vLLM's py-cpuinfo; that one serves as well.
 $(STAMPS)/bench: $(STAMPS)/dev
 	$(PINNED) --no-deps pytest-benchmark
+	@touch $@
+
+.overlays/oldest/.installed: $(STAMPS)/kvconform pyproject.toml .ci/oldest.py
+	rm -rf $(@D)
+	$(INSTALL) --target $(@D) $$($(BIN)/python .ci/oldest.py)
 	@touch $@
 
 # Another release over the dependencies of the first one; PYTHONPATH puts it in front.
