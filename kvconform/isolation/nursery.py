@@ -161,7 +161,9 @@ class Nursery:
         else:
             self._unusable = answer.get("usage", "")
         if self._unusable:
-            self.close()
+            # Not close(), which waits for whoever is warming it up, who may be waiting for us.
+            self._end()
+            self._discard()
             raise EngineUnusableError(self._unusable)
 
     @property
@@ -224,6 +226,9 @@ class Nursery:
         if self._warming is not None and self._warming is not threading.current_thread():
             self._warming.join()
             self._end()  # what it may have started in the meantime
+        self._discard()
+
+    def _discard(self) -> None:
         if self._control is not None:
             self._control.close()
         self._process = self._control = None

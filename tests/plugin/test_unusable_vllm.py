@@ -65,6 +65,21 @@ def test_a_nursery_does_not_import_again_what_could_not_be_imported(
     assert Path(ASKED).read_text() == "imported\n"
 
 
+def test_it_is_said_to_whoever_asks_while_it_is_warmed_up(broken: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of them waits for the other: the one imports, and the other hears of it."""
+    monkeypatch.chdir(broken.path)
+    monkeypatch.syspath_prepend(str(broken.path))
+    with contextlib.closing(Nursery("cpu")) as nursery:
+        with nursery._at_work:
+            nursery.warm_up()
+            with pytest.raises(EngineUnusableError, match="libcudart"):
+                nursery.start({"target": {}, "config": {}})
+        assert nursery._warming is not None
+        nursery._warming.join(10)
+        assert not nursery._warming.is_alive()
+    assert Path(ASKED).read_text() == "imported\n"
+
+
 def test_a_process_that_ends_while_it_imports_is_not_started_again(
     broken: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
