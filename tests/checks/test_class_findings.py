@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,6 +76,7 @@ def test_own_names_defaults_and_kinds_of_parameters_are_legal(parameters: str) -
     assert not observed("get_num_new_matched_tokens", takes(parameters))
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="functools.partial is a method there")
 @pytest.mark.parametrize(
     "hook", [staticmethod(takes("name")), classmethod(takes("cls, name")), partial(takes("one, name"), 1)]
 )
@@ -82,11 +84,30 @@ def test_other_kinds_of_hooks_get_no_instance(hook: Any) -> None:
     assert not observed("wait_for_layer_load", hook)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="functools.partial is a method there")
 @pytest.mark.parametrize(
     "hook", [staticmethod(takes("self, name")), classmethod(takes("cls")), partial(takes("one"), 1)]
 )
 def test_other_kinds_of_hooks_are_judged_by_what_they_get(hook: Any) -> None:
     assert observed("wait_for_layer_load", hook)
+
+
+class CallableObject:
+    def __call__(self, name: str) -> None: ...
+
+
+def test_a_callable_object_gets_no_instance() -> None:
+    assert not observed("wait_for_layer_load", CallableObject())
+    assert observed("get_num_new_matched_tokens", CallableObject())
+
+
+@pytest.mark.parametrize(("python", "binds"), [((3, 13, 9), False), ((3, 14, 0), True), ((3, 14), True)])
+def test_a_partial_function_gets_an_instance_from_python_3_14_on(
+    python: tuple[int, ...], binds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.sys, "version_info", python)  # type: ignore[attr-defined]
+    assert bool(observed("wait_for_layer_load", partial(takes("one, name"), 1))) is binds
+    assert bool(observed("wait_for_layer_load", partial(takes("one, self, name"), 1))) is not binds
 
 
 @pytest.mark.parametrize(
