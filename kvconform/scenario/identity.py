@@ -62,12 +62,16 @@ _PLAIN = RequestSpec("first", _PROMPT, 2)
 _PICTURE = RequestSpec("first", _MARKED, 2, items=(Item(8, 16, "cat"),))
 _PICTURES = RequestSpec("first", _MARKED, 2, items=(Item(16, 8, "cat"), Item(24, 8, "dog")))
 
+#: Some with letters that a connector may not want in the name of a file. No connector meets one with @, /, a backslash
+#: or NUL: vLLM's front-end refuses them (validate_cache_salt, vllm/entrypoints/generate/base/protocol.py, 0.32.0).
+SALTS = (None, "", "a", "a:b", "a%b")
+
 LOOK_ALIKES: tuple[LookAlike, ...] = (
     _pair("a LoRA adapter", _PLAIN, lora="tuned"),
     _pair("another LoRA adapter", replace(_PLAIN, lora="tuned"), lora="other"),
     _pair("the path of a LoRA adapter", replace(_PLAIN, lora="tuned@/v1"), lora="tuned@/v2", tagged=True),
     _pair("a cache salt", _PLAIN, salt="tenant"),
-    _pair("another cache salt", replace(_PLAIN, salt="a@b"), salt="a%b"),
+    _pair("another cache salt", replace(_PLAIN, salt="a:b"), salt="a%b"),
     _pair("a salt with the name of an adapter", replace(_PLAIN, lora="tuned"), lora=None, salt="tuned", tagged=True),
     _pair("a multimodal item", _PICTURE, items=(Item(8, 16, "dog"),)),
     _pair("the position of a multimodal item", _PICTURE, items=(Item(12, 16, "cat"),)),
@@ -122,7 +126,7 @@ def _several(draw: st.DrawFn) -> Program:
             _MARKED,
             draw(st.integers(1, 2)),
             lora=draw(st.sampled_from([None, "tuned", "other"])),
-            salt=draw(st.sampled_from([None, "", "a", "a@b", "a%b"])),
+            salt=draw(st.sampled_from(SALTS)),
             items=draw(st.sampled_from([(), (Item(8, 16, "cat"),), (Item(8, 16, "dog"),), (Item(9, 16, "cat"),)])),
         )
         for number in range(count)

@@ -11,7 +11,7 @@ from kvconform.engine import compat
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.vllm_engine.configuration import build_vllm_config
 from kvconform.engine.vllm_engine.requests import build_request, hash_function, token_chain
-from kvconform.scenario.identity import LOOK_ALIKES, LookAlike
+from kvconform.scenario.identity import LOOK_ALIKES, SALTS, LookAlike
 from kvconform.scenario.program import Item, RequestSpec
 
 pytestmark = pytest.mark.usefixtures("vllm_cpu")
@@ -71,3 +71,17 @@ def test_items_lie_within_the_prompt() -> None:
 def test_a_next_turn_has_neither_items_nor_embeddings() -> None:
     with pytest.raises(ValueError, match="neither may have items or embeddings"):
         RequestSpec("r", ((1, 20),), continues=EMBEDDED)
+
+
+def test_the_scenarios_use_no_salt_that_the_front_end_refuses() -> None:
+    """A connector may rely on that: some put the salt into names as it is."""
+    front_end = pytest.importorskip("vllm.entrypoints.generate.base.protocol")
+    if not hasattr(front_end, "validate_cache_salt"):
+        pytest.skip("an older front-end takes any salt")
+    pairs = [each.salt for alike in LOOK_ALIKES for each in (alike.first, alike.second)]
+    salts = {salt for salt in (*SALTS, *pairs) if salt}
+    assert {"a:b", "a%b", "tenant"} <= salts
+    for salt in salts:
+        front_end.validate_cache_salt(salt)
+    with pytest.raises(Exception, match="cache_salt"):
+        front_end.validate_cache_salt("a@b")
