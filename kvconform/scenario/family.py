@@ -57,10 +57,12 @@ def program(name: str, actions: Sequence[Action], **options: object) -> Program:
     return Program(name, EngineOptions(**options), tuple(actions))  # type: ignore[arg-type]
 
 
-def store_then_reload(prompts: Sequence[tuple[tuple[int, int], ...]], max_tokens: int = 1) -> list[Action]:
-    """Compute every prompt once, drop the local prefix cache, and ask for each again."""
-    stored = [Add(RequestSpec(f"store{i}", prompt, max_tokens)) for i, prompt in enumerate(prompts)]
-    reload = [Add(RequestSpec(f"reload{i}", prompt, max_tokens)) for i, prompt in enumerate(prompts)]
+def store_then_reload(
+    prompts: Sequence[tuple[tuple[int, int], ...]], max_tokens: int = 1, first: int = 0
+) -> list[Action]:
+    """Compute every prompt once, drop the local prefix cache, and ask for each again; ids count from ``first``."""
+    stored = [Add(RequestSpec(f"store{i}", prompt, max_tokens)) for i, prompt in enumerate(prompts, first)]
+    reload = [Add(RequestSpec(f"reload{i}", prompt, max_tokens)) for i, prompt in enumerate(prompts, first)]
     actions: list[Action] = []
     for add in stored:
         actions += [add, Drain()]

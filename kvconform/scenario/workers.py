@@ -62,8 +62,8 @@ def shard_lost() -> Family:
     """Every second file is gone when the load is asked for: with a file for each rank's part, one rank's."""
     first, second = _PROMPTS
     actions = (
-        *store_then_reload([first]), Drain(), *store_then_reload([second])[:2],
-        ForgetLocal(), BreakStore("removed", 2), *store_then_reload([second])[3:], Drain(),
+        *store_then_reload([first]), Drain(), *store_then_reload([second], first=1)[:2],
+        ForgetLocal(), BreakStore("removed", 2), *store_then_reload([second], first=1)[3:], Drain(),
     )  # fmt: skip
     programs = tuple(
         Program("a shard lost", EngineOptions(runner=runner, workers=2, load_failure_policy="fail"), actions)
