@@ -53,7 +53,7 @@ class Conformance(Examiner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._demonstrator = Demonstrator(self.examine)
+        self._demonstrator = Demonstrator(self.glance)
 
     # -- what the connector can do ---------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Conformance(Examiner):
     def explore(self, family: Family, rules: Sequence[str], nodeid: str) -> Outcome:
         """Try a family within the run's budget; the seed depends on the run's seed and the test only."""
         seed = self.config.seed ^ zlib.crc32(nodeid.encode())
-        return Explorer(family, frozenset(rules), self.examine).explore(
+        return Explorer(family, frozenset(rules), self.glance, self.examine).explore(
             Budget(DRAWN[self.config.budget] * family.more, seed)
         )
 
@@ -231,7 +231,7 @@ class Conformance(Examiner):
     def _demand_start(self) -> None:
         """A connector that refuses one layout has its reasons; one that refuses the plainest set-up was never tried."""
         try:
-            self.examine(transfer.reload().examples[0])
+            self.glance(transfer.reload().examples[0])
         except Refused as error:
             raise Inconclusive(f"{NOT_SET_UP}: {error}") from None
 

@@ -29,6 +29,9 @@ from kvconform.scenario.program import Program
 from kvconform.stage import Stage
 from kvconform.target import Target
 
+#: How many scenarios in a row are waited for once more and in vain before the rest of a process' run is spared that.
+PATIENT_IN_VAIN = 5
+
 
 @dataclass
 class Examiner:
@@ -47,6 +50,7 @@ class Examiner:
     _examined: dict[str, Examination | str] = field(default_factory=dict)
     _observation: ClassObservation | None = None
     _shown: Shown = field(default_factory=Shown)
+    _in_vain: int = 0
 
     def __post_init__(self) -> None:
         self.stage = Stage(self.target, self.config, self.faults)
@@ -58,23 +62,44 @@ class Examiner:
     def examine(self, program: Program) -> Examination:
         """Play and judge a program, in the connector's own process if there is one.
 
+        What was found broken where an engine hurried is doubted, and the program is played again with patience: a slow
+        connector is not a broken one. Where that was in vain five times in a row, the rest is taken as it is, and says
+        that its wait was short.
+
         Raises:
             Refused: the connector refused to start with this set-up, or its settings rule it out.
             HungError, CrashedError: what became of the connector's process.
         """
+        examination = self.glance(program)
+        if examination.hurried and self._in_vain < PATIENT_IN_VAIN:
+            self._in_vain += 1
+            examination = self._keep(program, patient=True)
+            if examination.clean:
+                self._in_vain = 0
+        return examination
+
+    def glance(self, program: Program) -> Examination:
+        """As :meth:`examine`, but nothing is waited for once more.
+
+        Raises: as :meth:`examine` does.
+        """
         self._demand_ports(program)
-        key = repr(program)
-        if key not in self._examined:
-            try:
-                new = self._examine_here(program) if self.room is None else self.room.examine(program)
-                self._examined[key] = new
-                self._shown.count(new.capabilities)
-            except Refused as error:
-                self._examined[key] = str(error)
-        known = self._examined[key]
+        known = self._examined.get(repr(program))
         if isinstance(known, str):
             raise Refused(known)
+        if known is None:
+            known = self._keep(program, patient=False)
+            self._shown.count(known.capabilities)
         return known
+
+    def _keep(self, program: Program, *, patient: bool) -> Examination:
+        try:
+            new = self.examine_anew(program, patient=patient)
+        except Refused as error:
+            self._examined[repr(program)] = str(error)
+            raise
+        self._examined[repr(program)] = new
+        return new
 
     def _demand_ports(self, program: Program) -> None:
         """Raises Refused for two connectors of the class in an engine if its variables have one port for both."""
@@ -84,8 +109,11 @@ class Examiner:
                 f"{RULED_OUT} engine_env names one port for an engine, and two connectors of this class would share it"
             )
 
-    def _examine_here(self, program: Program) -> Examination:
-        history = self.play(program)
+    def examine_anew(self, program: Program, *, patient: bool) -> Examination:
+        """As :meth:`glance`, but play it whatever is known of it, on engines that do not hurry if ``patient``."""
+        if self.room is not None:
+            return self.room.examine(program, patient=patient)
+        history = self.stage.play(program, patient=patient)
         examination = replace(
             self._fair(examine(history, self._release)),
             capabilities=capabilities.exercised(history),

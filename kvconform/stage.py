@@ -57,8 +57,11 @@ class Stage:
             env=engine_environment(self.config, directory),
         )
 
-    def play(self, program: Program) -> History:
+    def play(self, program: Program, *, patient: bool = False) -> History:
         """Run a program on fresh engines and a fresh store.
+
+        Engines hurry once one has waited its full time in vain: what is cut short thereby is recorded as hurried, and
+        a program that is played ``patient`` waits its full time again.
 
         Raises:
             FaultsFailed: the vendor's class does not do what it should.
@@ -66,7 +69,8 @@ class Stage:
         directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
         try:
             specs = self._specs(program, directory)
-            patience = self._patience_with(program)
+            full = self._patience_with(program)
+            patience = full if patient else self._hurried_patience(program, full)
             engines: list[Engine] = []
 
             def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
@@ -74,7 +78,8 @@ class Stage:
 
                 spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
                 spec = self._placed(replace(spec, env=engine_environment(self.config, directory)), options, directory)
-                engine = VllmEngine(options, spec, history, provenance, number, self.config.resolved_device, patience)
+                device, hurried = self.config.resolved_device, patience < full
+                engine = VllmEngine(options, spec, history, provenance, number, device, patience, hurried=hurried)
                 engines.append(engine)
                 return engine
 
@@ -109,11 +114,17 @@ class Stage:
         patience = self.patience
         if patience is None:
             patience = min(self.config.transfer_timeout, self.config.timeout / 2)
-            if self._stuck:
-                patience = min(patience, max(PATIENCE_WITH_A_STUCK_ONE, LONGER_THAN_ANY * self._longest_wait))
-        if program.pair is not None:
-            patience = max(patience, self.config.peer_timeout + 1.0)
-        return patience
+        return max(patience, self._least_patience(program))
+
+    def _hurried_patience(self, program: Program, full: float) -> float:
+        if self.patience is not None or not self._stuck:
+            return full
+        hurried = max(PATIENCE_WITH_A_STUCK_ONE, LONGER_THAN_ANY * self._longest_wait, self._least_patience(program))
+        return min(full, hurried)
+
+    def _least_patience(self, program: Program) -> float:
+        """A peer's silence has to be waited for."""
+        return 0.0 if program.pair is None else self.config.peer_timeout + 1.0
 
     def _placed(self, spec: ConnectorSpec, options: EngineOptions, directory: Path) -> ConnectorSpec:
         """As a child of MultiConnector, if the set-up says so."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvconform.engine.events import Event
+from kvconform.engine.events import Event, NeverIdle, Outlasted
 from kvconform.engine.history import History
 
 
@@ -79,3 +79,9 @@ class Examination:
     def clean(self) -> bool:
         """Whether no rule was found broken."""
         return not self.findings
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a rule was found broken after an engine had not waited for its full time."""
+        waits: tuple[NeverIdle | Outlasted, ...] = (*self.history.of(NeverIdle), *self.history.of(Outlasted))
+        return not self.clean and any(wait.hurried for wait in waits)

@@ -219,18 +219,25 @@ class BlockStateKept(Event):
 
 @record
 class NeverIdle(Event):
-    """The engine still had work after ``limit`` steps and ``seconds`` of them without work: these never ended."""
+    """The engine still had work after ``limit`` steps and ``seconds`` of them without work: these never ended.
+
+    With ``hurried`` it would have waited longer, had not an earlier engine waited its full time in vain.
+    """
 
     limit: int
     unfinished: tuple[str, ...]
     seconds: float = 0.0
+    hurried: bool = False
 
     @property
     def waited(self) -> str:
         """How long the engine waited, in words."""
         if not self.seconds:
             return f"{self.limit} steps"
-        return f"{self.limit} steps and {self.seconds:g} s (setting: transfer_timeout)"
+        setting = (
+            "less than transfer_timeout, which passed in vain before" if self.hurried else "setting: transfer_timeout"
+        )
+        return f"{self.limit} steps and {self.seconds:g} s ({setting})"
 
 
 @record
@@ -239,7 +246,7 @@ class Outlasted(Event):
 
     ``limit`` is the longest time-out that the configuration names, 0 if it names none; ``seconds`` is what it took.
     ``unfinished`` requests were left, and finished ones that were still ``held``; others had been ``held_for`` so many
-    seconds since they were delivered.
+    seconds since they were delivered. ``hurried`` is as in NeverIdle.
     """
 
     seconds: float
@@ -247,6 +254,7 @@ class Outlasted(Event):
     unfinished: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
     held_for: dict[str, float] = field(default_factory=dict)
+    hurried: bool = False
 
 
 @record

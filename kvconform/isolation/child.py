@@ -229,7 +229,8 @@ def _answer(examiner: Any, request: dict[str, Any]) -> dict[str, Any]:
     try:
         if "bench" in request:
             return _bench(examiner, request["bench"])
-        return {"examination": dump_examination(examiner.examine(load_program(request["program"])))}
+        examination = examiner.examine_anew(load_program(request["program"]), patient=request["patient"])
+        return {"examination": dump_examination(examination)}
     except Refused as error:
         return {"refused": str(error)}
     except FaultsFailed as error:

@@ -112,8 +112,8 @@ class Room:
                 self.close()
                 raise UsageError(answer["usage"])
 
-    def examine(self, program: Program) -> Examination:
-        """Play ``program`` in the connector's process and judge it there.
+    def examine(self, program: Program, *, patient: bool = False) -> Examination:
+        """Play ``program`` in the connector's process, on engines that do not hurry if ``patient``, and judge it there.
 
         Raises:
             Refused: the connector refused to start with this set-up.
@@ -125,14 +125,14 @@ class Room:
         self.enter()
         began = time.monotonic()
         try:
-            return self._examine(program)
+            return self._examine(program, patient)
         finally:
             self.played += 1
             self.seconds += time.monotonic() - began
 
-    def _examine(self, program: Program) -> Examination:
+    def _examine(self, program: Program, patient: bool) -> Examination:
         try:
-            answer = self._ask({"program": dump_program(program)})
+            answer = self._ask({"program": dump_program(program), "patient": patient})
         except (HungError, CrashedError) as error:
             error.program = program
             raise

@@ -97,21 +97,49 @@ def _broken(rules: tuple[str, ...]) -> type[_Broken]:
 
 @dataclass
 class Explorer:
-    """Tries one family. ``rules`` are what the caller asks about; findings of others are noted and passed over."""
+    """Tries one family.
+
+    Args:
+        family: what is tried.
+        rules: what the caller asks about; findings of others are noted and passed over.
+        play: how; it answers the same for the same program, until ``look_again`` was asked about it.
+        look_again: plays a program with patience that broke a rule while an engine hurried; None if none ever does.
+    """
 
     family: Family
     rules: frozenset[str]
     play: Play
+    look_again: Play | None = None
     outcome: Outcome = field(default_factory=Outcome)
 
     def explore(self, budget: Budget) -> Outcome:
-        """Run the fixed examples, then draw; stop at the first failure and shrink it."""
+        """Run the fixed examples, then draw; stop at the first failure and shrink it.
+
+        Nothing is accused by an engine that hurried: such programs are looked at again, and then it all begins anew.
+        """
+        self._try(budget)
+        while self._is_known_better():
+            self.outcome = Outcome()
+            self._try(budget)
+        return self.outcome
+
+    def _is_known_better(self) -> bool:
+        """Look again at all programs that broke a rule while an engine hurried; whether that was of use for one."""
+        better = False
+        for program, examination in [*self.outcome.elsewhere.values(), *filter(None, [self.outcome.failed])]:
+            if self.look_again is not None and examination.hurried:
+                try:
+                    better |= not self.look_again(program).hurried
+                except Refused:
+                    better = True
+        return better
+
+    def _try(self, budget: Budget) -> None:
         for program in self.family.examples:
             if self._run(program) is not None:
-                return self.outcome
+                return
         if budget.examples > 0:
             self._draw(budget)
-        return self.outcome
 
     def _draw(self, budget: Budget) -> None:
         outcome = self.outcome
@@ -163,7 +191,8 @@ class Explorer:
             self.outcome.excused.update(examination.excused, (self.family.rule,) * examination.excused_symptom)
         contrast = ""
         if not examination.clean:
-            examination, contrast = bind_to_situation(self.family, program, examination, self.play)
+            # What a control shows by hurrying would acquit the situation.
+            examination, contrast = bind_to_situation(self.family, program, examination, self.look_again or self.play)
         own = tuple(finding for finding in examination.findings if finding.rule in self.rules)
         for finding in examination.findings:
             if finding.rule not in self.rules:

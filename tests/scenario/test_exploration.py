@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvconform.api.runtime import EMBEDDED_WORDS
 from kvconform.checks import Examination, Finding
 from kvconform.checks.model import Situation
-from kvconform.engine.events import Event
+from kvconform.engine.events import Event, NeverIdle
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.scenario import exploration
@@ -300,3 +300,96 @@ def test_a_refusal_says_who_refuses() -> None:
     )
     lacking = f"recurrent layers are not simulated by the {EMBEDDED_WORDS}"
     assert refusal_words(lacking) == f"this engine lacks what the set-up needs: {lacking}"
+
+
+# -- engines that hurried --------------------------------------------------------------------------------------
+
+
+def hurried(*findings: Finding) -> Examination:
+    history = History()
+    history.add(NeverIdle(1, 1, 200, ("r1",), 1.0, hurried=True))
+    return Examination(history, findings, LOADED)
+
+
+class Slow:
+    """Takes what hurries for stuck from a length on, and knows better of programs that were looked at again."""
+
+    def __init__(self, slow_from: int, broken_from: int = 1000, rule: str = "LOAD-01") -> None:
+        self.slow_from, self.broken_from, self.rule = slow_from, broken_from, rule
+        self.known: dict[str, Examination] = {}
+        self.looked_at: list[int] = []
+
+    def glance(self, of: Program) -> Examination:
+        late = hurried(symptom(self.rule, "late")) if length_of(of) >= self.slow_from else result()
+        return self.known.setdefault(repr(of), late)
+
+    def look_again(self, of: Program) -> Examination:
+        if self.glance(of).hurried:
+            self.looked_at.append(length_of(of))
+            broken = length_of(of) >= self.broken_from
+            self.known[repr(of)] = result(symptom(self.rule, "never")) if broken else result()
+        return self.known[repr(of)]
+
+    def explore(self, family: Family, examples: int = 0) -> Outcome:
+        return Explorer(family, frozenset({"LOAD-01"}), self.glance, self.look_again).explore(Budget(examples))
+
+
+@pytest.mark.parametrize("rule", ["LOAD-01", "ASYNC-07"], ids=["asked-about", "elsewhere"])
+def test_what_is_only_slow_is_acquitted_once_it_is_looked_at_again(rule: str) -> None:
+    slow = Slow(20, rule=rule)
+    outcome = slow.explore(family(program(10), program(20), program(30)))
+    assert (outcome.failed, outcome.elsewhere) == (None, {})
+    assert slow.looked_at == [20, 30]
+    assert outcome.programs == 3
+    assert outcome.witness("LOAD-01") == Counter({"external tokens compared": 96})
+
+
+def test_what_never_ends_is_accused_by_the_one_that_waited_in_full() -> None:
+    outcome = Slow(10, broken_from=20).explore(family(program(10), program(20), program(30)))
+    assert outcome.failed is not None
+    assert outcome.failed[0] == program(20)
+    assert outcome.failed[1].findings == (symptom("LOAD-01", "never"),)
+
+
+def test_a_drawn_program_that_hurried_is_looked_at_again_after_it_was_shrunk() -> None:
+    slow = Slow(50, broken_from=50)
+    outcome = slow.explore(family(), examples=60)
+    assert outcome.failed is not None
+    assert length_of(outcome.failed[0]) == 50
+    assert slow.looked_at == [50], "not each of those that shrinking tried"
+
+
+def test_what_stays_in_doubt_is_accused_as_it_is_and_explored_once() -> None:
+    stage = Stage(lambda of: hurried(symptom()))
+    explorer = Explorer(family(program(3)), frozenset({"LOAD-01"}), stage, stage.examine)
+    outcome = explorer.explore(Budget(0))
+    assert stage.played == [program(3)]
+    assert outcome.failed is not None
+    assert outcome.failed[1].findings == (symptom(),)
+
+
+def test_a_refusal_of_the_second_look_is_a_refusal() -> None:
+    answers = {"glance": hurried(symptom())}
+
+    def glance(of: Program) -> Examination:
+        if not answers:
+            raise Refused("no room")
+        return answers["glance"]
+
+    def look_again(of: Program) -> Examination:
+        answers.clear()
+        raise Refused("no room")
+
+    outcome = Explorer(family(program(3)), frozenset({"LOAD-01"}), glance, look_again).explore(Budget(0))
+    assert (outcome.failed, outcome.refused) == (None, ["no room"])
+
+
+def test_a_control_that_hurried_does_not_acquit_the_situation() -> None:
+    """The control is slow, and right once it is waited for: the situation is what breaks the bytes."""
+    slow = Slow(5)
+    slow.known[repr(program(20))] = result(symptom())
+    cold = family(program(20), rule="PRE-01", control=lambda of: program(10))
+    outcome = Explorer(cold, frozenset({"PRE-01"}), slow.glance, slow.look_again).explore(Budget(0))
+    assert outcome.failed is not None
+    assert [finding.rule for finding in outcome.failed[1].findings] == ["PRE-01"]
+    assert slow.looked_at == [10]

@@ -23,14 +23,25 @@ class Engines:
 
     def __init__(self) -> None:
         self.patience: list[float] = []
+        self.hurried: list[bool] = []
         self.specs: list[ConnectorSpec] = []
         self.stuck = False
         self.wait = 0.0
 
     def __call__(
-        self, options: Any, spec: Any, history: Any, provenance: Any, number: int, device: str, p: float
+        self,
+        options: Any,
+        spec: Any,
+        history: Any,
+        provenance: Any,
+        number: int,
+        device: str,
+        p: float,
+        *,
+        hurried: bool,
     ) -> Any:
         self.patience.append(p)
+        self.hurried.append(hurried)
         self.specs.append(spec)
         if self.stuck:
             history.add(NeverIdle(number, 1, 200, ("r1",), p))
@@ -59,6 +70,16 @@ def test_once_a_transfer_is_stuck_engines_wait_three_times_as_long_as_any_good_o
     for engines.wait, engines.stuck in waits:
         stage.play(Program("waits"))
     assert engines.patience == [10.0, 10.0, 10.0, 6.0, 6.0, 10.0]
+    assert engines.hurried == [False, False, False, True, True, False]
+
+
+def test_a_program_that_is_played_with_patience_is_waited_for_in_full(engines: Engines) -> None:
+    stage = Stage(TARGET, RunConfig(transfer_timeout=10.0))
+    engines.stuck = True
+    for patient in (False, False, True, False):
+        stage.play(Program("waits"), patient=patient)
+    assert engines.patience == [10.0, 1.0, 10.0, 1.0]
+    assert engines.hurried == [False, True, False, True]
 
 
 def test_engines_wait_a_second_at_least_and_as_long_as_the_scenario_allows_at_most(engines: Engines) -> None:
@@ -68,6 +89,7 @@ def test_engines_wait_a_second_at_least_and_as_long_as_the_scenario_allows_at_mo
     stage.play(Program("waits"))
     stage.play(Program("waits", pair=("kv_producer", "kv_consumer")))
     assert engines.patience == [4.0, 1.0, 6.0, 6.0]
+    assert engines.hurried == [False, True, False, False], "a peer's silence is waited for in full"
 
 
 def test_patience_that_is_given_is_kept(engines: Engines) -> None:

@@ -66,6 +66,7 @@ class VllmEngine:
         device: "cpu" or "cuda".
         patience: seconds that a drain waits for transfers when nothing can be computed.
         work: the engine's stream; by default the current one on CUDA, and none on the CPU.
+        hurried: whether patience is less than it should be.
 
     Raises:
         EngineStopped: the connector or vLLM refused to start; the reason is in the history and the exception.
@@ -81,6 +82,7 @@ class VllmEngine:
         device: str = "cpu",
         patience: float = PATIENCE,
         work: DeviceWork | None = None,
+        hurried: bool = False,
     ) -> None:
         prepare(device)
         ensure_parallel_state()
@@ -96,7 +98,7 @@ class VllmEngine:
         #: Whether the last step had no tokens.
         self.empty_step = False
         self._aborted_on_arrival: set[str] = set()
-        self._waiting = Waiting(self, patience)
+        self._waiting = Waiting(self, patience, hurried)
         self._block_state = BlockStateWatch(history, number)
         self.recorder = Recorder(history, lambda: (self.number, self.steps), connector.child)
         self.guard = Guard(history, self.recorder, lambda: (self.number, self.steps))

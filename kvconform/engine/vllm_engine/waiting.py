@@ -23,11 +23,13 @@ class Waiting:
     Args:
         engine: which.
         patience: seconds that a drain waits for transfers when nothing can be computed.
+        hurried: whether that is less than it should be.
     """
 
-    def __init__(self, engine: VllmEngine, patience: float) -> None:
+    def __init__(self, engine: VllmEngine, patience: float, hurried: bool) -> None:
         self._engine = engine
         self._patience = patience
+        self._hurried = hurried
         #: The most seconds of steps without work after which there was some, or the engine was idle.
         self.longest = 0.0
 
@@ -75,7 +77,8 @@ class Waiting:
         unfinished = self._unfinished()
         held = tuple(sorted(set(engine.scheduler.requests) - set(unfinished)))
         held_for = dict(engine.deliveries.held_for)
-        engine.history.add(Outlasted(engine.number, engine.steps, seconds, limit, unfinished, held, held_for))
+        hurried = self._hurried and not limit and longest < PATIENCE and not idle
+        engine.history.add(Outlasted(engine.number, engine.steps, seconds, limit, unfinished, held, held_for, hurried))
         return idle
 
     def _unfinished(self) -> tuple[str, ...]:
@@ -85,5 +88,6 @@ class Waiting:
     def _give_up(self, steps: int, seconds: float = 0.0) -> None:
         engine = self._engine
         unfinished = tuple(sorted(engine.scheduler.requests))
-        engine.history.add(NeverIdle(engine.number, engine.steps, steps, unfinished, round(seconds, 1)))
+        hurried = self._hurried and bool(seconds)
+        engine.history.add(NeverIdle(engine.number, engine.steps, steps, unfinished, round(seconds, 1), hurried))
         raise EngineStopped(f"not idle after {steps} steps")
