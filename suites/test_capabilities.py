@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvconform.checks import Finding
-from kvconform.checks.signature import BEFORE
+from kvconform.checks.model import BEFORE
 from kvconform.conformance import Conformance
 from kvconform.outcomes import NotApplicable
 from kvconform.scenario.capabilities import DEMONSTRATIONS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvconform.checks import signature
+from kvconform.checks import class_object, signature
 from kvconform.conformance import Conformance
 from kvconform.outcomes import NotApplicable
 from kvconform.scenario import roles
@@ -74,7 +74,7 @@ def test_no_method_is_left_abstract(conformance: Conformance, request: pytest.Fi
     implemented = 0 if seen.shape is None else seen.shape.abstract_in_base
     conformance.conclude(
         request,
-        signature.of_class(seen, "SIG-06"),
+        class_object.of_class(seen, "SIG-06"),
         {"SIG-06": {"abstract methods implemented": implemented}},
         _nothing_built(conformance),
     )
@@ -86,8 +86,8 @@ def test_overridden_hooks_can_be_called_as_the_engine_calls_them(
 ) -> None:
     """Parameter order and keyword arguments of every overridden hook."""
     seen = conformance.observation
-    witnesses = {"SIG-07": {"overridden hooks": signature.overridden_hooks(seen)}}
-    conformance.conclude(request, signature.of_class(seen, "SIG-07"), witnesses, "no hook is overridden")
+    witnesses = {"SIG-07": {"overridden hooks": class_object.overridden_hooks(seen)}}
+    conformance.conclude(request, class_object.of_class(seen, "SIG-07"), witnesses, "no hook is overridden")
 
 
 @pytest.mark.kvconform_rules("SIG-08")
@@ -103,7 +103,7 @@ def test_flags_are_bools(conformance: Conformance, request: pytest.FixtureReques
 def test_class_level_answers_need_no_instance(conformance: Conformance, request: pytest.FixtureRequest) -> None:
     """vLLM asks the class in processes in which no connector is ever built."""
     seen = conformance.observation
-    findings = [*signature.of_class(seen, "SIG-09"), *signature.answers(seen)]
+    findings = [*class_object.of_class(seen, "SIG-09"), *signature.answers(seen)]
     answered = sum(raised is None for raised in seen.answers_before.values())
     lacking = next((f"the class answered with {raised}" for raised in seen.answers_before.values() if raised), "")
     conformance.conclude(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvconform.checks.loads import block_sizes
-from kvconform.checks.model import Check, Finding, no_finding
-from kvconform.checks.signature import BEFORE
+from kvconform.checks.model import BEFORE, Check, Finding, no_finding
 from kvconform.checks.transfer import external_tokens
 from kvconform.engine.byte_events import Compared
 from kvconform.engine.events import ProgramAction

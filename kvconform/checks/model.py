@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from kvconform.engine.events import Event, NeverIdle, Outlasted
 from kvconform.engine.history import History
 
+#: No step of any engine: for what a class shows, or what was seen outside of scenarios.
+BEFORE = Event(0, 0)
+
 
 class KitFailure(Exception):
     """The kit itself failed while a scenario was played, and nothing before that breaks a rule."""

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvconform.checks.signature import (
+from kvconform.checks.engine_calls import (
     CLASS_ANSWERS,
     CONSTRUCTOR_ARGUMENTS,
     ENGINE_CALLS,

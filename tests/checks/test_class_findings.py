@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from kvconform.checks import signature as checks
+from kvconform.checks import class_object as checks
 from kvconform.checks.class_model import ClassObservation, ClassShape
+from kvconform.checks.engine_calls import EngineCall, disorder
 from kvconform.checks.model import Finding
-from kvconform.checks.signature import EngineCall
 
 
 class Hooks:
@@ -155,10 +155,7 @@ def test_names_are_the_engines_where_the_base_class_has_no_such_hook() -> None:
 
 
 def test_name_of_what_vllm_does_not_pass_is_the_overrides_own_affair() -> None:
-    assert (
-        checks.disorder(signature(takes("hint")), EngineCall("h", ("request",)), signature(takes("request, hint")))
-        is None
-    )
+    assert disorder(signature(takes("hint")), EngineCall("h", ("request",)), signature(takes("request, hint"))) is None
 
 
 def test_only_what_differs_from_the_base_class_is_judged() -> None:

@@ -9,8 +9,8 @@ from histories import broken, history, match, raised, wrong
 
 from kvconform.checks import examine
 from kvconform.checks.known_engine_bugs import Met
-from kvconform.checks.model import KitFailure
-from kvconform.engine.events import Event, KitFailed
+from kvconform.checks.model import Examination, Finding, KitFailure
+from kvconform.engine.events import Event, KitFailed, NeverIdle, Outlasted
 from kvconform.rules.engine_bugs import load_engine_bugs
 
 
@@ -59,3 +59,19 @@ def test_what_the_kit_stumbled_over_is_told() -> None:
     wrong = match((-5, False))
     examination = examine(history(wrong, failed_in_the_kit(1), match((-7, False), request="r2", step=2)))
     assert [finding.at for finding in examination.findings] == [wrong]
+
+
+WAITED = NeverIdle(1, 3, 200, ("r1",), 10.0)
+LEFT = Outlasted(1, 4, 3.0, 0.0, ("r1",))
+
+
+@pytest.mark.parametrize("event", [WAITED, LEFT], ids=["drained", "outlasted"])
+def test_what_broke_after_a_shortened_wait_is_told_from_what_broke_after_a_full_one(
+    event: NeverIdle | Outlasted,
+) -> None:
+    hurried = replace(event, hurried=True)
+    finding = Finding("LIVE-02", "an end", "none", event)
+    assert Examination(history(event, hurried), (finding,)).hurried is True
+    assert Examination(history(hurried, event), (finding,)).hurried is True
+    assert Examination(history(event), (finding,)).hurried is False
+    assert Examination(history(event, hurried)).hurried is False

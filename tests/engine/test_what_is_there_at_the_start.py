@@ -32,7 +32,7 @@ class Tells(FileStoreConnector):
 
 
 @pytest.fixture(scope="module")
-def tells(tmp_path_factory: pytest.TempPathFactory) -> Conformance:
+def tells(vllm_cpu: object, tmp_path_factory: pytest.TempPathFactory) -> Conformance:
     tmp_path = tmp_path_factory.mktemp("connector")
     (tmp_path / "tells_what_is_there.py").write_text(CONNECTOR)
     target = parse_target(f"{tmp_path}/tells_what_is_there.py:Tells", tmp_path)

@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from kvconform.checks.class_model import ClassObservation, ClassShape, Flag, Raised, RoleObservation
-from kvconform.checks.signature import FLAGS, shape_of
+from kvconform.checks.class_object import shape_of
+from kvconform.checks.engine_calls import FLAGS
 from kvconform.engine.instrument import describe_error
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 
