@@ -75,12 +75,11 @@ def set_up(device: str) -> None:
     request_platform(device)
 
 
-@cache
-def prepare(device: str = "cpu") -> VllmRuntime:
-    """Import the installed vLLM on the platform for ``device`` and return what it is.
+def installed_release() -> Version:
+    """The release of the installed vLLM.
 
     Raises:
-        UsageError: vLLM is absent, older than what the kit knows, or was imported on another platform before.
+        UsageError: it is absent, or older than what the kit knows.
     """
     version = vllm_version()
     if version is None:
@@ -101,6 +100,17 @@ def prepare(device: str = "cpu") -> VllmRuntime:
                 else "install a newer vllm (0.32.0 is the release the kit is tested on most)."
             )
         )
+    return release
+
+
+@cache
+def prepare(device: str = "cpu") -> VllmRuntime:
+    """Import the installed vLLM on the platform for ``device`` and return what it is.
+
+    Raises:
+        UsageError: vLLM is absent, older than what the kit knows, or was imported on another platform before.
+    """
+    release = installed_release()
     set_up(device)
     import vllm.platforms
 

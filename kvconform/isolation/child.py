@@ -16,12 +16,13 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from kvconform.errors import UsageError
+from kvconform.errors import EngineUnusableError, UsageError
 from kvconform.isolation.codec import dump_examination, from_bytes, load_program, to_bytes
 from kvconform.isolation.orphans import die_with_parent
 from kvconform.isolation.server import Server
@@ -48,7 +49,7 @@ def _for_good() -> Iterator[None]:
 
 
 def _preload(request: dict[str, Any]) -> dict[str, Any]:
-    """Import the class that every connector derives from; what is wrong with vLLM is said by whoever needs it."""
+    """Import the class that every connector derives from; that vLLM is absent is said by whoever needs it."""
     sys.path[:] = request["sys_path"]
     # The interpreter has its seed; what reads the variable from now on, vLLM above all, sees the parent's.
     os.environ.pop("PYTHONHASHSEED", None)
@@ -60,10 +61,27 @@ def _preload(request: dict[str, Any]) -> dict[str, Any]:
         from kvconform.engine.embedded import finder
 
         finder.install()
-    with contextlib.suppress(Exception), _for_good():
-        import vllm.distributed.kv_transfer.kv_connector.factory
-        import vllm.distributed.kv_transfer.kv_connector.v1.base  # noqa: F401
+    try:
+        with _for_good():
+            import vllm.distributed.kv_transfer.kv_connector.factory
+            import vllm.distributed.kv_transfer.kv_connector.v1.base  # noqa: F401
+    except Exception as error:
+        # A second attempt would fail otherwise, over what the first one has left half done.
+        return _not_preloaded(error)
     return {"ready": True}
+
+
+def _not_preloaded(error: Exception) -> dict[str, Any]:
+    from kvconform.api.runtime import installed_release, standin_in_place, vllm_version
+
+    if vllm_version() is None and not standin_in_place():
+        return {"ready": True}
+    try:
+        if not standin_in_place():
+            installed_release()
+    except UsageError as usage:
+        return {"usage": str(usage)}
+    return {"usage": _not_imported(error)}
 
 
 def _prepare(request: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +146,8 @@ def _run(answers: int, request: dict[str, Any], stacks: Path) -> None:
     try:
         _serve(Connection(answers), request, stacks.parent)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
@@ -140,13 +160,20 @@ def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
     if "load" in setup:
         pipe.send_bytes(to_bytes(_load(setup["load"])))
         return
-    if "observe" in setup:
-        pipe.send_bytes(to_bytes({"observation": _observe(setup, directory)}))
-        return
     try:
+        if "observe" in setup:
+            pipe.send_bytes(to_bytes({"observation": _observe(setup, directory)}))
+            return
         examiner, measuring = _examiner(setup, directory)
+    except EngineUnusableError as error:
+        pipe.send_bytes(to_bytes({"unusable": str(error)}))
+        return
     except UsageError as error:
         pipe.send_bytes(to_bytes({"usage": str(error)}))
+        return
+    except Exception as error:
+        # Whatever the class does is a part of what is observed, and loading it has errors of its own.
+        pipe.send_bytes(to_bytes(_own_fault(error)))
         return
     if "leftovers" in setup:
         pipe.send_bytes(to_bytes(_leftovers(examiner, setup["leftovers"])))
@@ -236,10 +263,12 @@ def _answer(examiner: Any, request: dict[str, Any]) -> dict[str, Any]:
     except FaultsFailed as error:
         return {"faults_failed": str(error)}
     except Exception as error:
-        # Whatever the connector raises is part of the history; what arrives here is the kit's own fault.
-        import traceback
+        # Whatever the connector raises is part of the history.
+        return _own_fault(error)
 
-        return {"kit_error": "".join(traceback.format_exception(error))[-4000:]}
+
+def _own_fault(error: Exception) -> dict[str, Any]:
+    return {"kit_error": "".join(traceback.format_exception(error))[-4000:]}
 
 
 def _bench(examiner: Any, case: dict[str, Any]) -> dict[str, Any]:

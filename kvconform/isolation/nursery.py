@@ -161,10 +161,15 @@ class Nursery:
         else:
             self._unusable = answer.get("usage", "")
         if self._unusable:
-            # Not close(), which waits for whoever is warming it up, who may be waiting for us.
-            self._end()
-            self._discard()
+            self.give_up(self._unusable)
             raise EngineUnusableError(self._unusable)
+
+    def give_up(self, why: str) -> None:
+        """End: no engine can be had in this environment, and whoever asks for one from now on is told so."""
+        self._unusable = why
+        # Not close(), which waits for whoever is warming it up, who may be waiting for us.
+        self._end()
+        self._discard()
 
     @property
     def waited_in_all(self) -> float:

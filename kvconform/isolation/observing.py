@@ -10,6 +10,7 @@ from kvconform.checks.class_model import ClassObservation
 from kvconform.engine.options import ConnectorSpec
 from kvconform.isolation.codec import from_bytes
 from kvconform.isolation.nursery import Nursery
+from kvconform.isolation.room import why_not_started
 from kvconform.target import Target
 
 # Twice the patience with a constructor, an import, and room for slow machines.
@@ -27,6 +28,10 @@ def observe_class(
         both: its configuration for the process with both roles.
         scheduler: its configuration for the other one; the directories differ.
         device: "cpu" or "cuda".
+
+    Raises:
+        EngineUnusableError: no engine can be had in this environment.
+        KitError: the kit's own fault.
     """
     if nursery is None:
         from kvconform.engine.vllm_engine.construction import observe
@@ -54,7 +59,10 @@ def _ask(
         with pipe:
             if not pipe.poll(LIMIT):
                 return ClassObservation(ended=f"a process that imports and builds it did not answer within {LIMIT:g} s")
-            return ClassObservation.from_dict(from_bytes(pipe.recv_bytes())["observation"])
+            answer = from_bytes(pipe.recv_bytes())
+            if "observation" not in answer:
+                raise why_not_started(nursery, answer)
+            return ClassObservation.from_dict(answer["observation"])
     except (EOFError, OSError):
         return ClassObservation(ended=f"a process that imports and builds it {_end(nursery, pid)}")
     finally:

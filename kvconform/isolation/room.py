@@ -15,7 +15,7 @@ from kvconform.bench.figures import Measured
 from kvconform.bench.plan import Case
 from kvconform.checks.model import Examination
 from kvconform.config import RunConfig
-from kvconform.errors import UsageError
+from kvconform.errors import EngineUnusableError, UsageError
 from kvconform.faults import FaultsFailed
 from kvconform.isolation.codec import dump_program, from_bytes, load_examination, to_bytes
 from kvconform.isolation.leftovers import Leftover
@@ -102,15 +102,17 @@ class Room:
         """Start the process and load the connector in it, if that has not been done.
 
         Raises:
+            EngineUnusableError: no engine can be had in this environment.
             UsageError: the target cannot be used there.
             HungError, CrashedError: importing it does not end, or ends the process.
+            KitError: the kit's own fault.
         """
         if self._pipe is None:
             self._pid, self._pipe = self.nursery.start(self._setup())
             answer = self._receive(START_LIMIT)
-            if "usage" in answer:
+            if "ready" not in answer:
                 self.close()
-                raise UsageError(answer["usage"])
+                raise why_not_started(self.nursery, answer)
 
     def examine(self, program: Program, *, patient: bool = False) -> Examination:
         """Play ``program`` in the connector's process, on engines that do not hurry if ``patient``, and judge it there.
@@ -177,8 +179,8 @@ class Room:
             answer = self._receive(START_LIMIT)
         finally:
             self.close()
-        if "usage" in answer:
-            raise UsageError(answer["usage"])
+        if "leftovers" not in answer:
+            raise why_not_started(self.nursery, answer)
         found = answer["leftovers"]
         return tuple(Leftover(left["kind"], left["per_round"], tuple(left["examples"])) for left in found)
 
@@ -214,6 +216,16 @@ class Room:
     def _setup(self) -> dict[str, Any]:
         config = {k: v for k, v in asdict(self.config).items() if k not in ("explicit", "connector_directory")}
         return {"target": plain_target(self.target), "config": config}
+
+
+def why_not_started(nursery: Nursery, answer: dict[str, Any]) -> UsageError | KitError:
+    """What a process said instead of being ready for its work; where no engine can be had, none is tried again."""
+    if "unusable" in answer:
+        nursery.give_up(answer["unusable"])
+        return EngineUnusableError(answer["unusable"])
+    if "usage" in answer:
+        return UsageError(answer["usage"])
+    return KitError(answer.get("kit_error", f"unexpected answer {answer!r}"))
 
 
 def plain_target(target: Target) -> dict[str, Any]:

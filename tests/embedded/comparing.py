@@ -20,6 +20,9 @@ PLAYER = Path(__file__).with_name("player.py")
 # Names that are drawn anew every time.
 _RANDOM = re.compile(r"kvconform-\w+|[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f-]{27}|0x[0-9a-f]+|object at \w+")
 
+# What is measured, or decided by what was measured before, and places in vLLM's code.
+_MEASURED = frozenset({"where", "size_bytes", "seconds", "held_for", "hurried"})
+
 
 @dataclass(frozen=True)
 class Job:
@@ -89,7 +92,7 @@ def differences(one: dict[str, Any], other: dict[str, Any], *, timed: bool = Fal
 def events(history: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The events of a dumped history as text, without what is drawn anew, measured, or a place in vLLM's code."""
     for event in _without_waiting(history):
-        kept = {key: value for key, value in event.items() if key not in ("where", "size_bytes", "seconds", "held_for")}
+        kept = {key: value for key, value in event.items() if key not in _MEASURED}
         if event["event"] == "EngineRaised" or (event.get("error") and "vllm/" in (event.get("where") or "")):
             # vLLM's own words, and the stand-in's.
             kept["error"] = event["error"].partition(":")[0]

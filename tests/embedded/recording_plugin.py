@@ -27,11 +27,11 @@ def _load(data: Any) -> Examination:
 
 
 def _recording(examine: Any) -> Any:
-    def play(self: room.Room, program: Program) -> Examination:
+    def play(self: room.Room, program: Program, *, patient: bool = False) -> Examination:
         _TRACES.clear()
         came: dict[str, Any] = {"error": ""}
         try:
-            examination: Examination = examine(self, program)
+            examination: Examination = examine(self, program, patient=patient)
             came = {"error": "", **_TRACES[-1]}
         except Refused as error:
             came = {"error": f"refused: {masked(str(error))}"}

@@ -100,3 +100,25 @@ def test_the_embedded_engine_names_its_extra(here: Project) -> None:
         nursery.start({"target": {}, "config": {}})
     assert "The engine 'embedded' cannot be imported here: ImportError: no msgspec here (" in str(caught.value)
     assert str(caught.value).endswith("Install kvconform[embedded].")
+
+
+@pytest.mark.usefixtures("here")
+def test_the_first_failure_is_told_and_not_what_a_second_attempt_stumbles_over(broken: Project) -> None:
+    """A package that could be imported in part, such as torch's compiler, fails otherwise the next time."""
+    broken.write({
+        "vllm/distributed/kv_transfer/kv_connector/factory.py": """
+            import sys
+
+            if hasattr(sys, "half_done"):
+                raise AssertionError("duplicate name")
+            sys.half_done = True
+            raise OSError("the first failure")
+            """,
+    })  # fmt: skip
+    with contextlib.closing(Nursery("cpu")) as nursery:
+        for setup in ({"load": {}}, {"target": {}, "config": {}}):
+            with pytest.raises(EngineUnusableError, match="as an engine needs it: OSError: the first failure"):
+                nursery.start(setup)
+    at_once = contextlib.closing(Nursery("cpu"))
+    with at_once as nursery, pytest.raises(EngineUnusableError, match="OSError: the first failure"):
+        nursery.start({"target": {}, "config": {}})

@@ -12,7 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvconform.engine.instrument import describe_error
 from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.errors import EngineUnusableError
 
 if TYPE_CHECKING:
     from vllm.config import ParallelConfig, SpeculativeConfig, VllmConfig
@@ -164,6 +166,9 @@ def ensure_parallel_state(directory: str | None = None) -> None:
     Args:
         directory: where its rendezvous goes, which has to last as long as the process: a connector may make groups of
             its own. By default a new folder among the temporary ones.
+
+    Raises:
+        EngineUnusableError: there can be none in this environment.
     """
     import torch
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
@@ -172,8 +177,16 @@ def ensure_parallel_state(directory: str | None = None) -> None:
     if torch.distributed.is_initialized():
         return
     rendezvous = Path(tempfile.mkdtemp(prefix="kvconform-gloo-", dir=directory)) / "store"
-    with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
-        init_distributed_environment(
-            world_size=1, rank=0, distributed_init_method=f"file://{rendezvous}", local_rank=0, backend="gloo"
-        )
-        ensure_model_parallel_initialized(1, 1)
+    try:
+        with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
+            init_distributed_environment(
+                world_size=1, rank=0, distributed_init_method=f"file://{rendezvous}", local_rank=0, backend="gloo"
+            )
+            ensure_model_parallel_initialized(1, 1)
+    except Exception as error:
+        what = "{} ({})".format(*describe_error(error))
+        raise EngineUnusableError(
+            f"an engine needs torch.distributed with the backend gloo, as vLLM's workers do, and it cannot be had in "
+            f"this environment: {what}. Gloo needs a network interface that is up (the loopback interface will do; "
+            "the variable GLOO_SOCKET_IFNAME names one) and free file descriptors (ulimit -n)."
+        ) from error

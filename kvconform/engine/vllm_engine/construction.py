@@ -20,6 +20,7 @@ from kvconform.checks.class_object import shape_of
 from kvconform.checks.engine_calls import FLAGS
 from kvconform.engine.instrument import describe_error
 from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.errors import EngineUnusableError
 
 # How long a constructor may take alone before it counts as waiting, and the other role is built beside it.
 PATIENCE = 30.0
@@ -35,6 +36,9 @@ def observe(
         device: "cpu" or "cuda".
         scheduler_only: build the scheduler role where no worker role was built before.
         directory: where files go that last as long as the process; by default among the temporary ones.
+
+    Raises:
+        EngineUnusableError: no engine can be had in this environment.
     """
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
@@ -64,6 +68,8 @@ def observe(
     try:
         config = build_vllm_config(EngineOptions(), spec, device)
         site = _Site(connector_class, config, directory)
+    except EngineUnusableError:
+        raise
     except Exception as error:
         return replace(seen, configured=describe(error))
     if scheduler_only:
