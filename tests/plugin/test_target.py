@@ -175,9 +175,8 @@ def test_without_vllm_the_sentence_says_so(project) -> None:
     project.write({"test_own.py": "def test_own(kvconform_target): pass", "vllm/__init__.py": "import nothing_like_it"})
     result = project.run("--kvconform=vllm:ExampleConnector", "test_own.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "vLLM 0.32.0 cannot be imported as an engine needs it: ModuleNotFoundError: No module named 'nothing_like_it'" in (
-        result.stdout.str()
-    )
+    sentence = "cannot be imported as an engine needs it: ModuleNotFoundError: No module named 'nothing_like_it'"
+    assert sentence in result.stdout.str()
 
 
 def test_load_returns_the_class(folder: Path, project, monkeypatch: pytest.MonkeyPatch) -> None:
