@@ -10,6 +10,7 @@ from typing import Any
 
 from kvconform.engine.events import Role
 from kvconform.engine.instrument import SCHEDULER_HOOKS, WORKER_HOOKS
+from kvconform.engine.shadowing import shadow
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class HookClock:
             original = getattr(connector, hook, None)
             if callable(original):
                 timed = self.timed(original, role, hook)
-                setattr(connector, hook, self._noting(timed) if hook == "update_state_after_alloc" else timed)
+                shadow(connector, hook, self._noting(timed) if hook == "update_state_after_alloc" else timed)
 
     def take(self) -> list[Call]:
         """The calls since the last time that this was asked, in the order in which they ended."""

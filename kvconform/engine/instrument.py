@@ -2,7 +2,7 @@
 
 Every hook of the instance is shadowed by an attribute of the same name that records the call and passes it on. The
 object, its class and its properties stay what they are, so vLLM's isinstance checks and class-level lookups see the
-connector itself.
+connector itself. (Of the few classes that let no attribute take a hook's place it becomes an instance of a subclass.)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from kvconform.engine import compat
 from kvconform.engine.events import FINISH_HOOKS, ChildCall, Event, HookCall, Role
+from kvconform.engine.shadowing import shadow
 
 # Hooks the engine calls on either role (vllm/distributed/kv_transfer/kv_connector/v1/base.py, 0.29.0 to 0.33.0).
 SCHEDULER_HOOKS: tuple[str, ...] = (
@@ -140,7 +141,7 @@ class Recorder:
             original = getattr(connector, hook, None)
             if callable(original):
                 own = not compat.inherits(connector, hook)
-                setattr(connector, hook, self._recording(original, hook, role, rank, own=own))
+                shadow(connector, hook, self._recording(original, hook, role, rank, own=own))
         if self._child is not None:
             index, recorder = self._child
             recorder.attach(connector._connectors[index], role, rank)

@@ -10,6 +10,10 @@ from kvconform.engine.history import History
 from kvconform.scenario.program import RequestSpec
 
 
+class NotSimulated(NotImplementedError):
+    """A connector asked for something that the kit does not simulate; no defect of the connector."""
+
+
 class EngineStopped(Exception):
     """The engine raised and is dead, as a real engine core would be; the history says why."""
 

@@ -20,7 +20,7 @@ _CODE = f"""
 import sys
 from kvconform.api import vllm_version
 from kvconform.engine.embedded import finder
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 
 finder.install()
 assert vllm_version() == "0.32.0"

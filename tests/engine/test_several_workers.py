@@ -11,8 +11,8 @@ from kvconform.checks import examine
 from kvconform.engine.byte_events import Compared, Stray, WrongBytes
 from kvconform.engine.events import EngineRaised, HookCall, Leaked, Unsimulated
 from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.engine.protocol import NotSimulated
 from kvconform.engine.vllm_engine.engine import VllmEngine
-from kvconform.engine.vllm_engine.guard import NotSimulated
 from kvconform.engine.vllm_engine.ranks import RankWorld
 
 

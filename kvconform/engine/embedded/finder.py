@@ -18,7 +18,7 @@ from typing import Any
 
 from kvconform.api.runtime import EMBEDDED_WORDS, STANDIN_RELEASE, prepare
 from kvconform.engine.embedded.coverage import uncovered_attributes, uncovered_modules, uncovered_names
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 
 STANDIN = Path(__file__).with_name("standin")
 #: The release that the stand-in follows.

@@ -13,10 +13,10 @@ from kvconform.device import DeviceWork, Held
 from kvconform.engine import compat
 from kvconform.engine.byte_events import Arrived, Stray
 from kvconform.engine.events import ForwardFailed, HeldBack, MetadataBound
+from kvconform.engine.protocol import NotSimulated
 from kvconform.engine.vllm_engine.arrivals import Awaited, WrongLayer, wrong_layers
 from kvconform.engine.vllm_engine.drafts import sampled, verified
 from kvconform.engine.vllm_engine.forward import LayerForward
-from kvconform.engine.vllm_engine.guard import NotSimulated
 from kvconform.engine.vllm_engine.held_forward import HeldForward
 from kvconform.engine.vllm_engine.ledger import GroupBlocks
 from kvconform.engine.vllm_engine.ownership import Load

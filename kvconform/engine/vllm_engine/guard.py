@@ -12,7 +12,7 @@ import kvconform
 from kvconform.engine.events import Crossing, EngineRaised, KitFailed, Unsimulated
 from kvconform.engine.history import History
 from kvconform.engine.instrument import Recorder, describe_error, innermost, stumbled
-from kvconform.engine.protocol import EngineStopped
+from kvconform.engine.protocol import EngineStopped, NotSimulated
 
 T = TypeVar("T")
 
@@ -20,10 +20,6 @@ T = TypeVar("T")
 _KIT = Path(kvconform.__file__).parent
 _OURS = tuple(f"{_KIT / folder}/" for folder in ("engine", "kvcache", "device"))
 _STANDIN = f"{_KIT / 'engine' / 'embedded'}/"
-
-
-class NotSimulated(NotImplementedError):
-    """A connector asked for something that the kit does not simulate; no defect of the connector."""
 
 
 class VllmWouldRaise(Exception):

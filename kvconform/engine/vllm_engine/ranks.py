@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

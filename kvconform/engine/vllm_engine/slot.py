@@ -40,7 +40,8 @@ class ConnectorSlot:
         """This worker has ended, or was never built: another live one has the slot, or whoever had it before all."""
         state = _state()
         cls._live = [live for live in cls._live if live is not connector]
-        if state._KV_CONNECTOR_AGENT in (None, connector):
+        # By identity: what a connector takes for equal is its own affair.
+        if state._KV_CONNECTOR_AGENT is None or state._KV_CONNECTOR_AGENT is connector:
             state._KV_CONNECTOR_AGENT = cls._live[-1] if cls._live else cls._before
         if not cls._live:
             cls._before = None

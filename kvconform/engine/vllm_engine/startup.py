@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from kvconform.engine.instrument import HookTap
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

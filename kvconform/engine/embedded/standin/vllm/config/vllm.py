@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import vllm.envs as envs
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 from vllm.config._tables import fields_of, resolved
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 
 MEDIUM_GPU = "GPU"
 MEDIUM_CPU = "CPU"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 
 
 class GroupCoordinator:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 from vllm.utils.math_utils import cdiv
 from vllm.utils.torch_utils import get_dtype_size
 from vllm.v1._kinds import KVQuantMode, SparseCacheRole

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 from vllm.v1._specs import AttentionSpec, KVCacheSpec, SlidingWindowSpec
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 from vllm.utils.math_utils import cdiv
 from vllm.v1._placement import strides
 from vllm.v1.kv_cache_interface import (

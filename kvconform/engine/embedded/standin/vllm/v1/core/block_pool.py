@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kvconform.engine.vllm_engine.guard import NotSimulated
+from kvconform.engine.protocol import NotSimulated
 from vllm.distributed.kv_events import MEDIUM_GPU
 from vllm.v1.core.kv_cache_utils import (
     BlockHash,
