@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from kvconform.engine.options import STORE, STRANGER, ConnectorSpec, EngineOptio
 from kvconform.engine.protocol import Engine
 from kvconform.faults import Setting, StoreFaults
 from kvconform.filling_in import engine_environment, expand_freshly
+from kvconform.isolation.template import Specs, Template
 from kvconform.kvcache.provenance import Provenance
 from kvconform.scenario.failures_by_hook import HookedStore
-from kvconform.scenario.program import Program
-from kvconform.scenario.run import play
+from kvconform.scenario.program import BreakStore, Program, RefuseWrites
+from kvconform.scenario.run import EngineFactory, Player, StoreFactory, play
 from kvconform.target import Target
 
 #: Seconds that an engine waits for transfers at least, once one has waited its full time in vain; and how many times
@@ -37,12 +38,14 @@ class Stage:
         config: the run's configuration for it.
         faults: the vendor's class that breaks the store; None where files are broken.
         patience: seconds that an engine waits for transfers; None for what the configuration says.
+        template: of which processes are made that end without clean-up; None copies this one as it is.
     """
 
     target: Target
     config: RunConfig
     faults: Callable[[Setting], StoreFaults] | None = None
     patience: float | None = None
+    template: Template | None = None
     _stuck: bool = False
     _longest_wait: float = 0.0
 
@@ -68,38 +71,70 @@ class Stage:
         """
         directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
         try:
-            specs = self._specs(program, directory)
             full = self._patience_with(program)
             patience = full if patient else self._hurried_patience(program, full)
             engines: list[Engine] = []
-
-            def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
-                from kvconform.engine.vllm_engine.engine import VllmEngine
-
-                spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
-                spec = self._placed(replace(spec, env=engine_environment(self.config, directory)), options, directory)
-                device, hurried = self.config.resolved_device, patience < full
-                engine = VllmEngine(options, spec, history, provenance, number, device, patience, hurried=hurried)
-                engines.append(engine)
-                return engine
-
-            def breaking(connectors: Callable[[], tuple[Any, ...]]) -> HookedStore:
-                assert self.faults is not None
-                return HookedStore(self.faults, Setting(directory, specs[False].extra_config, connectors))
-
-            make_store = None if self.faults is None else breaking
-            history = play(program, make, directory, self.config.peer_timeout, make_store)
+            specs = self._specs(program, directory)
+            make = self._engines(program, directory, specs, patience, engines, hurried=patience < full)
+            apart = None if self.template is None else self.template.apart(specs)
+            make_store = self._stores(directory, specs)
+            history = play(program, make, directory, self.config.peer_timeout, make_store, apart)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         self._stuck |= any(history.of(NeverIdle))
         self._longest_wait = max((self._longest_wait, *(engine.longest_wait for engine in engines)))
         return history
 
-    def _specs(self, program: Program, directory: Path) -> dict[bool, ConnectorSpec]:
+    def play_part(self, program: Program, directory: Path, specs: Specs) -> Mapping[str, Any]:
+        """What a process does of a program that will be killed, or fall silent, and what its engine returned.
+
+        Directory and settings are those of whoever plays the rest.
+        """
+        make = self._engines(program, directory, specs, self._patience_with(program), [])
+        make_store = (
+            self._stores(directory, specs)
+            if any(isinstance(action, BreakStore | RefuseWrites) for action in program.actions)
+            else None
+        )
+        return Player(program, make, directory, self.config.peer_timeout, make_store).play_part()
+
+    def _engines(
+        self,
+        program: Program,
+        directory: Path,
+        specs: Specs,
+        patience: float,
+        made: list[Engine],
+        *,
+        hurried: bool = False,
+    ) -> EngineFactory:
+        """What makes the engines of a program; they are put into ``made``."""
+
+        def make(options: EngineOptions, history: History, provenance: Provenance, number: int) -> Engine:
+            from kvconform.engine.vllm_engine.engine import VllmEngine
+
+            spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
+            spec = self._placed(replace(spec, env=engine_environment(self.config, directory)), options, directory)
+            device = self.config.resolved_device
+            engine = VllmEngine(options, spec, history, provenance, number, device, patience, hurried=hurried)
+            made.append(engine)
+            return engine
+
+        return make
+
+    def _stores(self, directory: Path, specs: Specs) -> StoreFactory | None:
+        """What makes the vendor's class that breaks the store; None where files are broken."""
+        faults = self.faults
+        if faults is None:
+            return None
+        settings = specs[False].extra_config
+        return lambda connectors: HookedStore(faults, Setting(directory, settings, connectors))
+
+    def _specs(self, program: Program, directory: Path) -> Specs:
         """The connector of the first engine, and under True that of the second one of a twin or a pair."""
         specs = {False: self.connector_spec(directory)}
         if program.twin:
-            (directory / "twin").mkdir()
+            (directory / "twin").mkdir(exist_ok=True)
             specs[True] = self.connector_spec(directory / "twin")
         if program.pair is not None:
             # What they share is theirs to find, ports are not.

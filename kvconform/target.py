@@ -22,7 +22,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Literal
 
-from kvconform.errors import UsageError
+from kvconform.errors import EngineUnusableError, UsageError
 
 Kind = Literal["module", "file", "registered"]
 
@@ -354,9 +354,9 @@ def _import_from_vllm(spec: str, module: str, name: str) -> Any:
                 f"{spec}: vLLM is not installed in this environment, and a connector is tested with the real one: "
                 "pip install vllm (without a GPU, see 'Installing vLLM' in kvconform's README)."
             ) from error
-        raise UsageError(f"{spec}: the installed vLLM cannot be imported: {_sentence(error)}.") from error
+        raise EngineUnusableError(f"{spec}: the installed vLLM cannot be imported: {_sentence(error)}.") from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{spec}: the installed vLLM cannot be imported: {_sentence(error)}.") from error
+        raise EngineUnusableError(f"{spec}: the installed vLLM cannot be imported: {_sentence(error)}.") from error
 
 
 def _sentence(error: BaseException) -> str:

@@ -18,6 +18,8 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,9 @@ def main(arguments: list[str]) -> None:
     folder, *descriptors = arguments
     control, *listeners = (socket.socket(fileno=int(descriptor)) for descriptor in descriptors)
     listener = listeners[0] if listeners else None
-    Server(control, listener, Path(folder), {"preload": _preload, "prepare": _prepare}, _run).serve()
+    imports = Imports()
+    orders = {"preload": imports.preload, "prepare": imports.prepare}
+    Server(control, listener, Path(folder), orders, partial(_run, imports)).serve()
 
 
 @contextlib.contextmanager
@@ -48,69 +52,61 @@ def _for_good() -> Iterator[None]:
         gc.enable()
 
 
-def _preload(request: dict[str, Any]) -> dict[str, Any]:
-    """Import the class that every connector derives from; that vLLM is absent is said by whoever needs it."""
-    sys.path[:] = request["sys_path"]
-    # The interpreter has its seed; what reads the variable from now on, vLLM above all, sees the parent's.
-    os.environ.pop("PYTHONHASHSEED", None)
-    os.environ.update(request["environment"])
-    from kvconform.api import set_up
+@dataclass
+class Imports:
+    """What the nursery imports, for all processes that are forked from it."""
 
-    set_up(request["device"])
-    if request["engine"] == "embedded":
-        from kvconform.engine.embedded import finder
+    #: Why the first import of vLLM failed, in a sentence. Later ones may fail over what it has left half done.
+    failure: str = ""
 
-        finder.install()
-    try:
-        with _for_good():
-            import vllm.distributed.kv_transfer.kv_connector.factory
-            import vllm.distributed.kv_transfer.kv_connector.v1.base  # noqa: F401
-    except Exception as error:
-        # A second attempt would fail otherwise, over what the first one has left half done.
-        return _not_preloaded(error)
-    return {"ready": True}
+    def preload(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Import the class that every connector derives from; what is wrong with vLLM is said by whoever needs it."""
+        sys.path[:] = request["sys_path"]
+        # The interpreter has its seed; what reads the variable from now on, vLLM above all, sees the parent's.
+        os.environ.pop("PYTHONHASHSEED", None)
+        os.environ.update(request["environment"])
+        from kvconform.api import set_up
 
+        set_up(request["device"])
+        if request["engine"] == "embedded":
+            from kvconform.engine.embedded import finder
 
-def _not_preloaded(error: Exception) -> dict[str, Any]:
-    from kvconform.api.runtime import installed_release, standin_in_place, vllm_version
-
-    if vllm_version() is None and not standin_in_place():
+            finder.install()
+        try:
+            with _for_good():
+                import vllm.distributed.kv_transfer.kv_connector.factory
+                import vllm.distributed.kv_transfer.kv_connector.v1.base  # noqa: F401
+        except Exception as error:
+            self.failure = _not_imported(error)
         return {"ready": True}
-    try:
-        if not standin_in_place():
-            installed_release()
-    except UsageError as usage:
-        return {"usage": str(usage)}
-    return {"usage": _not_imported(error)}
 
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Import what every engine needs; nothing of the connector's."""
+        from kvconform.api import prepare
 
-def _prepare(request: dict[str, Any]) -> dict[str, Any]:
-    """Import what every engine needs; nothing of the connector's."""
-    from kvconform.api import prepare
+        try:
+            with _for_good():
+                prepare(request["device"])
+                import vllm.distributed.parallel_state
+                import vllm.lora.request
+                import vllm.v1.core.sched.scheduler
+                import vllm.v1.structured_output
+                import vllm.v1.worker.gpu.kv_connector
+                import vllm.v1.worker.kv_connector_model_runner_mixin
+                import vllm.v1.worker.utils  # noqa: F401
 
-    try:
-        with _for_good():
-            prepare(request["device"])
-            import vllm.distributed.parallel_state
-            import vllm.lora.request
-            import vllm.v1.core.sched.scheduler
-            import vllm.v1.structured_output
-            import vllm.v1.worker.gpu.kv_connector
-            import vllm.v1.worker.kv_connector_model_runner_mixin
-            import vllm.v1.worker.utils  # noqa: F401
+                # Nothing that only test runs have: a process that looks for the class is to be like vLLM's (SIG-10).
+                import kvconform.engine.vllm_engine.construction
+                import kvconform.engine.vllm_engine.engine
+                import kvconform.engine.vllm_engine.layers  # noqa: F401
+                from kvconform.engine.vllm_engine.configuration import inspect_model
 
-            # Nothing that only test runs have: a process that looks for the class is to be like vLLM's (SIG-10).
-            import kvconform.engine.vllm_engine.construction
-            import kvconform.engine.vllm_engine.engine
-            import kvconform.engine.vllm_engine.layers  # noqa: F401
-            from kvconform.engine.vllm_engine.configuration import inspect_model
-
-            inspect_model()
-    except UsageError as error:
-        return {"usage": str(error)}
-    except Exception as error:
-        return {"usage": _not_imported(error)}
-    return {"ready": True}
+                inspect_model()
+        except UsageError as error:
+            return {"usage": str(error)}
+        except Exception as error:
+            return {"usage": self.failure or _not_imported(error)}
+        return {"ready": True}
 
 
 def _not_imported(error: Exception) -> str:
@@ -136,7 +132,7 @@ def _not_imported(error: Exception) -> str:
     )
 
 
-def _run(answers: int, request: dict[str, Any], stacks: Path) -> None:
+def _run(imports: Imports, answers: int, request: dict[str, Any], stacks: Path) -> None:
     """What a forked process does; ends it."""
     die_with_parent()
     sys.path[:] = request["sys_path"]
@@ -144,7 +140,7 @@ def _run(answers: int, request: dict[str, Any], stacks: Path) -> None:
     faulthandler.register(signal.SIGUSR1, file=stacks.open("w"), all_threads=True)
     code = 1
     try:
-        _serve(Connection(answers), request, stacks.parent)
+        _serve(imports, Connection(answers), request, stacks.parent)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -155,16 +151,16 @@ def _run(answers: int, request: dict[str, Any], stacks: Path) -> None:
         os._exit(code)
 
 
-def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
+def _serve(imports: Imports, pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
     """Load the connector and answer until the other end is closed."""
     if "load" in setup:
-        pipe.send_bytes(to_bytes(_load(setup["load"])))
+        pipe.send_bytes(to_bytes(_load(imports, setup["load"])))
         return
     try:
         if "observe" in setup:
             pipe.send_bytes(to_bytes({"observation": _observe(setup, directory)}))
             return
-        examiner, measuring = _examiner(setup, directory)
+        examiner, measuring = _examiner(setup, directory, pipe)
     except EngineUnusableError as error:
         pipe.send_bytes(to_bytes({"unusable": str(error)}))
         return
@@ -192,9 +188,11 @@ def _serve(pipe: Connection, setup: dict[str, Any], directory: Path) -> None:
         pipe.send_bytes(to_bytes(answer))
 
 
-def _load(target: dict[str, Any]) -> dict[str, Any]:
+def _load(imports: Imports, target: dict[str, Any]) -> dict[str, Any]:
     try:
         _target(target).load()
+    except EngineUnusableError as error:
+        return {"unusable": imports.failure} if imports.failure else {"usage": str(error)}
     except UsageError as error:
         return {"usage": str(error)}
     return {"ready": True}
@@ -220,13 +218,14 @@ def _observe(setup: dict[str, Any], directory: Path) -> dict[str, Any]:
     return observe(spec, setup["device"], scheduler_only=alone, directory=str(directory)).to_dict()
 
 
-def _examiner(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
+def _examiner(setup: dict[str, Any], directory: Path, pipe: Connection) -> tuple[Any, Any]:
     """The connector ready to be tried, and what measures its lines or None."""
     from kvconform import coverage_child
     from kvconform.config import RunConfig
     from kvconform.engine.vllm_engine.configuration import ensure_parallel_state
     from kvconform.examiner import Examiner
     from kvconform.faults import load_faults
+    from kvconform.isolation.template import Template
 
     target = _target(setup["target"])
     config = RunConfig(**{**setup["config"], "capabilities": tuple(setup["config"]["capabilities"])})
@@ -237,7 +236,9 @@ def _examiner(setup: dict[str, Any], directory: Path) -> tuple[Any, Any]:
     if measuring is not None:
         measuring.loaded(connector)
     faults = load_faults(config.faults, Path.cwd()) if config.faults else None
-    return Examiner(target, config, faults=faults), measuring
+    examiner = Examiner(target, config, faults=faults)
+    examiner.stage.template = Template(examiner.stage.play_part, (pipe,))
+    return examiner, measuring
 
 
 def _leftovers(examiner: Any, program: dict[str, Any]) -> dict[str, Any]:

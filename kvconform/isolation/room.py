@@ -78,6 +78,7 @@ class Room:
         """Load the connector once in a process that ends then, so that nothing it does reaches anybody else.
 
         Raises:
+            EngineUnusableError: vLLM cannot be imported.
             UsageError: the target cannot be used; its import hangs or ends the process.
         """
         self._pid, self._pipe = self.nursery.start({"load": plain_target(self.target)})
@@ -95,8 +96,8 @@ class Room:
             ) from None
         finally:
             self.close()
-        if "usage" in answer:
-            raise UsageError(answer["usage"])
+        if "ready" not in answer:
+            raise why_not_started(self.nursery, answer)
 
     def enter(self) -> None:
         """Start the process and load the connector in it, if that has not been done.

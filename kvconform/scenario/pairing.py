@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvconform.engine.events import ProgramAction
 from kvconform.engine.history import History
 from kvconform.engine.protocol import Engine
-from kvconform.isolation.orphans import die_with_parent
+from kvconform.scenario.apart import Silent, as_json
 from kvconform.scenario.program import FinishRequests, HandOff, Leave, Outlast, Turn
 
 PairAction = Turn | HandOff | FinishRequests | Outlast | Leave
@@ -36,13 +31,13 @@ class Pair:
     left: list[Engine] = field(default_factory=list)
     turn: int = PRODUCER
     _delivered: dict[str, Any] = field(default_factory=dict)
-    _silent: SilentProcess | None = None
+    _silent: Silent | None = None
     _stuck: bool = False
 
-    def begin_silently(self, work: Callable[[], Mapping[str, Any]]) -> None:
-        """Let the producer's part be played by a process that falls silent afterwards."""
-        self._silent = SilentProcess(work)
-        self._delivered.update(self._silent.answer)
+    def begin_silently(self, producer: Silent) -> None:
+        """The producer's part was played by a process that has fallen silent."""
+        self._silent = producer
+        self._delivered.update(producer.answer)
         self.history.add(ProgramAction(1, 0, "leave", {"silent": True}))
 
     @property
@@ -122,42 +117,3 @@ class Pair:
             detail = {"request": action.request.id, "of": action.of, "delivered": bool(params)}
             self.history.add(ProgramAction(self.turn + 1, 0, "hand off", detail))
             engine.add(replace(action.request, kv_transfer_params=params))
-
-
-def as_json(params: Any) -> Any:
-    """Parameters as they arrive at the other engine; None if they can't travel (a finding of its own)."""
-    try:
-        return json.loads(json.dumps(params))
-    except (TypeError, ValueError):
-        return None
-
-
-class SilentProcess:
-    """A child process that does ``work``, passes on its result, and is stopped, so that its peers wait in vain."""
-
-    def __init__(self, work: Callable[[], Mapping[str, Any]]) -> None:
-        reader, writer = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            with contextlib.suppress(BaseException):
-                # A stopped process would outlive a test run that is killed.
-                die_with_parent()
-                os.close(reader)
-                os.write(writer, json.dumps(as_json(dict(work())) or {}).encode())
-                os.close(writer)
-                os.kill(os.getpid(), signal.SIGSTOP)
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            text = pipe.read()
-        self.answer: dict[str, Any] = json.loads(text) if text else {}
-        # It stops itself, or has ended because its work failed.
-        _, status = os.waitpid(self._pid, os.WUNTRACED)
-        self._stopped = os.WIFSTOPPED(status)
-
-    def kill(self) -> None:
-        """Nothing is left of it after this."""
-        if self._stopped:
-            self._stopped = False
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)

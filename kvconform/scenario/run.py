@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions
 from kvconform.engine.protocol import Engine, EngineStopped
 from kvconform.kvcache.provenance import Provenance
+from kvconform.scenario.apart import Apart, CopiesOfThisProcess, Part
 from kvconform.scenario.failures_by_hook import HookedStore
 from kvconform.scenario.failures_on_disk import FaultyDisk
 from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair
@@ -47,7 +47,6 @@ from kvconform.scenario.program import (
     Turn,
     twin_of,
 )
-from kvconform.scenario.shutdown_by_kill import run_and_kill
 from kvconform.scenario.wording import describe_action
 
 # Steps that two engines take together before each goes on alone; a twin program's requests need a dozen.
@@ -73,6 +72,7 @@ class Player:
     directory: Path | None = None
     peer_timeout: float = 0.0
     make_store: StoreFactory | None = None
+    apart: Apart = field(default_factory=CopiesOfThisProcess)
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
     engines: list[Engine] = field(default_factory=list)
@@ -114,21 +114,38 @@ class Player:
     def _after_the_killed(self) -> tuple[Action, ...]:
         """Start the engine, and what is left to do with it once a first one was killed in a process of its own."""
         actions = self.program.actions
-        killed = next((index for index, action in enumerate(actions) if isinstance(action, Kill)), None)
+        part = Part(self.program, self.directory, self.play_part)
+        killed, silent = self._ends_of_parts()
         if killed is not None:
-            run_and_kill(partial(self._live_and_die, actions[:killed]))
+            self.apart.kill(part)
             self.started += 1
             self.history.add(ProgramAction(self.started, 0, "killed", {"actions": killed}))
             actions = actions[killed + 1 :]
-        silent = actions.index(Leave(silent=True)) if Leave(silent=True) in actions else None
         if silent is not None:
-            self._pair.begin_silently(partial(self._produce, actions[:silent]))
+            self._pair.begin_silently(self.apart.silence(part))
             self.started += 1
             self.engines = [self.make_engine(self.program.options, self.history, self.provenance, 2)]
             self._pair.live = {CONSUMER: self.engines[0]}
             return actions[silent + 1 :]
         self._start(self.program.options)
         return actions
+
+    def _ends_of_parts(self) -> tuple[int | None, int | None]:
+        """How many actions are done by a process that is killed then, and by one that falls silent."""
+        actions = self.program.actions
+        killed = next((index for index, action in enumerate(actions) if isinstance(action, Kill)), None)
+        silent = actions.index(Leave(silent=True)) if Leave(silent=True) in actions else None
+        return killed, silent
+
+    def play_part(self) -> Mapping[str, Any]:
+        """What a process does of the program that will be killed, or fall silent; and what its engine returned."""
+        killed, silent = self._ends_of_parts()
+        if killed is None:
+            return self._produce(self.program.actions[:silent])
+        self._start(self.program.options)
+        for action in self.program.actions[:killed]:
+            self._do(action)
+        return {}
 
     def _produce(self, actions: tuple[Action, ...]) -> Mapping[str, Any]:
         """In the process that will fall silent: the producer's part, and what it returned."""
@@ -137,12 +154,6 @@ class Player:
         for action in actions:
             self._do(action)
         return engine.delivered
-
-    def _live_and_die(self, actions: tuple[Action, ...]) -> None:
-        """In the process that will be killed."""
-        self._start(self.program.options)
-        for action in actions:
-            self._do(action)
 
     def _start(self, options: EngineOptions) -> None:
         self.engines = []
@@ -286,11 +297,13 @@ def play(
     directory: Path | None = None,
     peer_timeout: float = 0.0,
     make_store: StoreFactory | None = None,
+    apart: Apart | None = None,
 ) -> History:
     """Run ``program`` on engines from ``make_engine`` and return what happened.
 
     ``directory`` is where the connector was told to keep its store; what breaks the store breaks what is in there.
     ``peer_timeout`` is how long it waits for a peer at most, as far as that is known. With ``make_store`` the store is
-    broken by its vendor's own class instead.
+    broken by its vendor's own class instead. ``apart`` is where a part is played whose process ends without clean-up,
+    by default in a copy of this one.
     """
-    return Player(program, make_engine, directory, peer_timeout, make_store).play()
+    return Player(program, make_engine, directory, peer_timeout, make_store, apart or CopiesOfThisProcess()).play()

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvconform.config import RunConfig
 from kvconform.errors import EngineUnusableError
 from kvconform.isolation.nursery import Nursery
+from kvconform.isolation.room import Room
+from kvconform.target import parse_target
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -106,7 +109,7 @@ def test_the_embedded_engine_names_its_extra(here: Project) -> None:
 def test_the_first_failure_is_told_and_not_what_a_second_attempt_stumbles_over(broken: Project) -> None:
     """A package that could be imported in part, such as torch's compiler, fails otherwise the next time."""
     broken.write({
-        "vllm/distributed/kv_transfer/kv_connector/factory.py": """
+        "vllm/distributed/kv_transfer/kv_connector/v1/base.py": """
             import sys
 
             if hasattr(sys, "half_done"):
@@ -115,10 +118,10 @@ def test_the_first_failure_is_told_and_not_what_a_second_attempt_stumbles_over(b
             raise OSError("the first failure")
             """,
     })  # fmt: skip
-    with contextlib.closing(Nursery("cpu")) as nursery:
-        for setup in ({"load": {}}, {"target": {}, "config": {}}):
-            with pytest.raises(EngineUnusableError, match="as an engine needs it: OSError: the first failure"):
-                nursery.start(setup)
-    at_once = contextlib.closing(Nursery("cpu"))
-    with at_once as nursery, pytest.raises(EngineUnusableError, match="OSError: the first failure"):
-        nursery.start({"target": {}, "config": {}})
+    for start in (
+        lambda nursery: Room(parse_target("connector:MyConnector", broken.path), RunConfig(), nursery).load(),
+        lambda nursery: nursery.start({"target": {}, "config": {}}),
+    ):
+        again = contextlib.closing(Nursery("cpu"))
+        with again as nursery, pytest.raises(EngineUnusableError, match="needs it: OSError: the first failure"):
+            start(nursery)

@@ -40,7 +40,7 @@ class Simulated(Conformance):
         self._observation = ClassObservation()
         return self
 
-    def examine(self, program: Program) -> Examination:
+    def glance(self, program: Program) -> Examination:
         self.played.append(program)
         answer = self._answers(program)
         if isinstance(answer, Exception):

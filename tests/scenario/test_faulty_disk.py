@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kvconform.scenario.apart import run_and_kill
 from kvconform.scenario.failures_on_disk import FaultyDisk
-from kvconform.scenario.shutdown_by_kill import run_and_kill
 
 
 @pytest.fixture

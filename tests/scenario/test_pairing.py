@@ -11,8 +11,9 @@ from typing import Any
 from kvconform.engine.events import ProgramAction
 from kvconform.engine.history import History
 from kvconform.isolation.codec import dump_program, load_program
+from kvconform.scenario.apart import SilentProcess, as_json
 from kvconform.scenario.hand_offs import hand_over
-from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair, SilentProcess, as_json
+from kvconform.scenario.pairing import CONSUMER, PRODUCER, Pair
 from kvconform.scenario.producer_consumer import producer_gone
 from kvconform.scenario.program import HandOff, Leave, Outlast, Program, RequestSpec, Turn
 from kvconform.scenario.wording import program_lines
