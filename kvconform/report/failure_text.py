@@ -79,11 +79,12 @@ def hung_text(error: HungError, scenario: str, *, target: str, reproduce: Comman
 
 def crashed_text(error: CrashedError, scenario: str, *, target: str, reproduce: Commands) -> str:
     """A scenario in which the connector's process ended."""
+    by_the_system = " A system that is short of memory kills processes, too." if "SIGKILL" in error.how else ""
     return _lost_text(
         f"CRASH: the process of {target} {error.how} during the scenario {scenario!r}.",
         "Other scenarios go on in a new process. The last that it printed:",
         _without_repeats(error.output.strip()) or "(nothing)",
-        "A connector lives in the engine's process: it raises, and never ends it.",
+        f"A connector lives in the engine's process: it raises, and never ends it.{by_the_system}",
         reproduce,
     )
 
