@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class _SilentElsewhere:
 def _serve(pipe: Connection, play_part: PlayPart) -> None:
     """What the template does until the other end is closed."""
     copies, silent = CopiesOfThisProcess(), dict[int, Silent]()
-    while True:
+    for number in count():
         order = from_bytes(pipe.recv_bytes())
         answer: dict[str, Any] = {}
         if order["how"] == "release":
@@ -113,11 +114,11 @@ def _serve(pipe: Connection, play_part: PlayPart) -> None:
                 process.kill()
         else:
             program, directory = load_program(order["program"]), Path(order["directory"])
-            specs = {bool(number): ConnectorSpec(**spec) for number, spec in enumerate(order["specs"])}
+            specs = {bool(index): ConnectorSpec(**spec) for index, spec in enumerate(order["specs"])}
             part = Part(program, directory, partial(play_part, program, directory, specs))
             if order["how"] == "kill":
                 copies.kill(part)
             else:
-                process = silent[number := len(silent)] = copies.silence(part)
+                process = silent[number] = copies.silence(part)
                 answer = {"number": number, "answer": process.answer}
         pipe.send_bytes(to_bytes(answer))

@@ -64,7 +64,9 @@ def test_one_that_falls_silent_answers_and_is_stopped_until_it_is_released(
     served: tuple[Template, ServesTheProcess], tmp_path: Path
 ) -> None:
     template, _ = served
-    silent = [template.apart(SPECS).silence(part(tmp_path)) for _ in range(2)]
+    first, *silent = [template.apart(SPECS).silence(part(tmp_path)) for _ in range(2)]
+    first.kill()
+    silent.append(template.apart(SPECS).silence(part(tmp_path)))
     pids = [each.answer["pid"] for each in silent]
     assert len({*pids, os.getpid()}) == 3
     states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in pids]
