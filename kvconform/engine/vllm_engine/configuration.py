@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from functools import cache
@@ -159,13 +161,19 @@ def _parallel_config(workers: int) -> ParallelConfig:
     return ParallelConfig(tensor_parallel_size=workers, distributed_executor_backend="mp")
 
 
+def _remove(folder: str, owner: int) -> None:
+    """Copies of the process leave it to the process that made it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @cache
 def ensure_parallel_state(directory: str | None = None) -> None:
     """A gloo world of one rank with vLLM's model-parallel groups, once per process; engines share it.
 
     Args:
         directory: where its rendezvous goes, which has to last as long as the process: a connector may make groups of
-            its own. By default a new folder among the temporary ones.
+            its own. By default a new folder among the temporary ones, removed when the interpreter ends.
 
     Raises:
         EngineUnusableError: there can be none in this environment.
@@ -174,9 +182,13 @@ def ensure_parallel_state(directory: str | None = None) -> None:
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
     from vllm.distributed.parallel_state import ensure_model_parallel_initialized, init_distributed_environment
 
-    if torch.distributed.is_initialized():
+    # Whatever directory an earlier call was given; the stand-in of the engine 'embedded' has no such world to ask.
+    if ensure_parallel_state.cache_info().currsize or torch.distributed.is_initialized():
         return
-    rendezvous = Path(tempfile.mkdtemp(prefix="kvconform-gloo-", dir=directory)) / "store"
+    folder = tempfile.mkdtemp(prefix="kvconform-gloo-", dir=directory)
+    if directory is None:
+        atexit.register(_remove, folder, os.getpid())
+    rendezvous = Path(folder) / "store"
     try:
         with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
             init_distributed_environment(
