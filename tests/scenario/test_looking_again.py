@@ -91,7 +91,7 @@ class Sluggish(AsyncFileStoreConnector):
     def get_finished(self, finished_req_ids):
         sent, received = super().get_finished(finished_req_ids)
         for request in received or ():
-            seconds = {"never": float("inf"), "slow": 1.4}.get(request, 0.0)
+            seconds = {"never": float("inf"), "slow": 3.0}.get(request, 0.0)
             self.late[request] = time.monotonic() + seconds
         due = {request for request, at in self.late.items() if at <= time.monotonic()}
         for request in due:
@@ -112,7 +112,7 @@ def test_a_slow_load_after_one_that_never_ended_breaks_nothing(tmp_path: Path) -
     (tmp_path / "sluggish_store.py").write_text(CONNECTOR)
     target = parse_target(f"{tmp_path}/sluggish_store.py:Sluggish", tmp_path)
     target.load()
-    config = RunConfig(kv_connector_extra_config={"path": "{dir}/store"}, transfer_timeout=2.5)
+    config = RunConfig(kv_connector_extra_config={"path": "{dir}/store"}, transfer_timeout=6.0)
     conformance = Conformance(target, config)
     never = conformance.examine(loads("never").examples[0])
     assert [finding.rule for finding in never.findings] == ["ASYNC-01"]
