@@ -7,7 +7,7 @@ from typing import Any
 
 from kvconform.engine.protocol import NotSimulated
 
-_SHADOWS = "_kvconform_shadows"
+_SHADOWS, _OWNER = "_kvconform_shadows", "_kvconform_owner"
 
 
 def shadow(connector: Any, hook: str, function: Callable[..., Any]) -> None:
@@ -38,17 +38,24 @@ def shadow(connector: Any, hook: str, function: Callable[..., Any]) -> None:
 def _shadows(connector: Any) -> dict[str, Callable[..., Any]]:
     cls = type(connector)
     known: dict[str, Callable[..., Any]] | None = cls.__dict__.get(_SHADOWS)
-    if known is not None:
+    if known is not None and cls.__dict__[_OWNER] is connector:
         return known
     shadows: dict[str, Callable[..., Any]] = {}
     look_up: Any = cls.__getattribute__
 
     def found(self: Any, name: str) -> Any:
-        return shadows[name] if name in shadows else look_up(self, name)
+        # Others of the subclass are there if the connector makes more of its own type.
+        return shadows[name] if self is connector and name in shadows else look_up(self, name)
 
-    body = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    body: dict[str, Any] = {
+        "__slots__": (),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    body |= {_SHADOWS: shadows, _OWNER: connector, "__getattribute__": found}
     subclass: Callable[..., type[Any]] = type(cls)
-    watched = subclass(cls.__name__, (cls,), {**body, _SHADOWS: shadows, "__getattribute__": found})
+    watched = subclass(cls.__name__, (cls,), body)
     object.__setattr__(connector, "__class__", watched)
     return shadows
 

@@ -88,6 +88,15 @@ def test_one_subclass_serves_all_hooks_of_an_instance() -> None:
     assert len(Plain.made) == 1
 
 
+def test_another_of_the_same_type_has_hooks_of_its_own() -> None:
+    instance = Property()
+    shadow(instance, "hook", replaced)
+    made_by_it = type(instance)()
+    assert made_by_it.hook() == "own"
+    shadow(made_by_it, "hook", lambda: "another")
+    assert (instance.hook(), made_by_it.hook()) == ("shadow", "another")
+
+
 def test_what_cannot_be_seen_is_not_held_against_anybody() -> None:
     with pytest.raises(NotSimulated, match=r"calls of Final\.hook cannot be seen"):
         shadow(Final(), "hook", replaced)
