@@ -134,7 +134,7 @@ class Stage:
         """The connector of the first engine, and under True that of the second one of a twin or a pair."""
         specs = {False: self.connector_spec(directory)}
         if program.twin:
-            (directory / "twin").mkdir(exist_ok=True)
+            (directory / "twin").mkdir()
             specs[True] = self.connector_spec(directory / "twin")
         if program.pair is not None:
             # What they share is theirs to find, ports are not.

@@ -75,11 +75,12 @@ def set_up(device: str) -> None:
     request_platform(device)
 
 
-def installed_release() -> Version:
-    """The release of the installed vLLM.
+@cache
+def prepare(device: str = "cpu") -> VllmRuntime:
+    """Import the installed vLLM on the platform for ``device`` and return what it is.
 
     Raises:
-        UsageError: it is absent, or older than what the kit knows.
+        UsageError: vLLM is absent, older than what the kit knows, or was imported on another platform before.
     """
     version = vllm_version()
     if version is None:
@@ -100,17 +101,6 @@ def installed_release() -> Version:
                 else "install a newer vllm (0.32.0 is the release the kit is tested on most)."
             )
         )
-    return release
-
-
-@cache
-def prepare(device: str = "cpu") -> VllmRuntime:
-    """Import the installed vLLM on the platform for ``device`` and return what it is.
-
-    Raises:
-        UsageError: vLLM is absent, older than what the kit knows, or was imported on another platform before.
-    """
-    release = installed_release()
     set_up(device)
     import vllm.platforms
 

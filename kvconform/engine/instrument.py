@@ -193,6 +193,11 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     return f"{type(error).__name__}: {message}"[:600], where
 
 
+def described(error: BaseException) -> str:
+    """What :func:`describe_error` says, as one text."""
+    return "{} ({})".format(*describe_error(error))
+
+
 def innermost(error: BaseException) -> TracebackType | None:
     """Where an exception was raised; None for one that never was."""
     trace = error.__traceback__

@@ -114,9 +114,9 @@ def _not_imported(error: Exception) -> str:
     from packaging.version import Version
 
     from kvconform.api.runtime import NEWEST_TESTED_RELEASE, OLDEST_RELEASE, standin_in_place, vllm_version
-    from kvconform.engine.instrument import describe_error
+    from kvconform.engine.instrument import described
 
-    what = "{} ({})".format(*describe_error(error))
+    what = described(error)
     if standin_in_place():
         return f"The engine 'embedded' cannot be imported here: {what}. Install kvconform[embedded]."
     version = vllm_version() or "0"
@@ -161,15 +161,8 @@ def _serve(imports: Imports, pipe: Connection, setup: dict[str, Any], directory:
             pipe.send_bytes(to_bytes({"observation": _observe(setup, directory)}))
             return
         examiner, measuring = _examiner(setup, directory, pipe)
-    except EngineUnusableError as error:
-        pipe.send_bytes(to_bytes({"unusable": str(error)}))
-        return
-    except UsageError as error:
-        pipe.send_bytes(to_bytes({"usage": str(error)}))
-        return
     except Exception as error:
-        # Whatever the class does is a part of what is observed, and loading it has errors of its own.
-        pipe.send_bytes(to_bytes(_own_fault(error)))
+        pipe.send_bytes(to_bytes(_why_not_ready(error)))
         return
     if "leftovers" in setup:
         pipe.send_bytes(to_bytes(_leftovers(examiner, setup["leftovers"])))
@@ -186,6 +179,16 @@ def _serve(imports: Imports, pipe: Connection, setup: dict[str, Any], directory:
         if measuring is not None:
             measuring.save()
         pipe.send_bytes(to_bytes(answer))
+
+
+def _why_not_ready(error: Exception) -> dict[str, Any]:
+    """For room.why_not_started."""
+    if isinstance(error, EngineUnusableError):
+        return {"unusable": str(error)}
+    if isinstance(error, UsageError):
+        return {"usage": str(error)}
+    # Whatever the class does is a part of what is observed, and loading it has errors of its own.
+    return _own_fault(error)
 
 
 def _load(imports: Imports, target: dict[str, Any]) -> dict[str, Any]:

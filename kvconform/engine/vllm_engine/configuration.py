@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvconform.engine.instrument import describe_error
+from kvconform.engine.instrument import described
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.errors import EngineUnusableError
 
@@ -196,9 +196,8 @@ def ensure_parallel_state(directory: str | None = None) -> None:
             )
             ensure_model_parallel_initialized(1, 1)
     except Exception as error:
-        what = "{} ({})".format(*describe_error(error))
         raise EngineUnusableError(
-            f"an engine needs torch.distributed with the backend gloo, as vLLM's workers do, and it cannot be had in "
-            f"this environment: {what}. Gloo needs a network interface that is up (the loopback interface will do; "
-            "the variable GLOO_SOCKET_IFNAME names one) and free file descriptors (ulimit -n)."
+            "an engine needs torch.distributed with the backend gloo, as vLLM's workers do, and it cannot be had in "
+            f"this environment: {described(error)}. Gloo needs a network interface that is up (the loopback interface "
+            "will do; the variable GLOO_SOCKET_IFNAME names one) and free file descriptors (ulimit -n)."
         ) from error
