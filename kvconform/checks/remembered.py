@@ -1,12 +1,13 @@
 """FIN-11 and ORDER-25: what the connector keeps of requests that have ended, told by how they ended.
 
 A memory of the last few requests is legal, and holds requests of every kind. So ids that are still held once the engine
-is idle count only if all requests that ended in one way are held and none of those that ran to their end.
+is idle count only if all requests that ended in one way are held and none of those that ran to their end. Such a memory
+may begin with the first whole block (keys of blocks, say): only requests for which as many tokens were computed tell.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
 from kvconform.checks.calls import finishes
@@ -20,10 +21,10 @@ _NORMAL = "ran to their end"
 _NEVER_ASKED = "were aborted before the engine had asked for a match"
 
 
-def _ways(history: History, engine: int) -> dict[str, set[str]]:
-    """The requests of an engine by the way in which they ended."""
+def _ways(history: History, engine: int) -> tuple[dict[str, set[str]], Counter[str]]:
+    """The requests of an engine by the way in which they ended, and the tokens that were computed for each."""
     asked: set[str] = set()
-    ran: set[str] = set()
+    ran: Counter[str] = Counter()
     for event in history.events:
         if event.engine != engine:
             continue
@@ -42,18 +43,19 @@ def _ways(history: History, engine: int) -> dict[str, set[str]]:
             ways["were aborted while they ran"].add(request)
         else:
             ways["were aborted before they ran" if request in asked else _NEVER_ASKED].add(request)
-    return ways
+    return ways, ran
 
 
 def _judged(history: History) -> Iterator[tuple[EndedIdsHeld, str, set[str], bool]]:
     """Audits with the ways of ending that can be judged: (audit, way, its requests, whether all are held)."""
     for audit in history.of(EndedIdsHeld):
-        ways, held = _ways(history, audit.engine), set(audit.held)
-        normal = ways.get(_NORMAL, set())
-        if len(normal) < ENOUGH or normal & held:
+        (ways, ran), held = _ways(history, audit.engine), set(audit.held)
+        normal = ways.pop(_NORMAL, set())
+        if normal & held:
             continue
         for way, requests in ways.items():
-            if way != _NORMAL and len(requests) >= ENOUGH:
+            most = max(ran[request] for request in requests)
+            if len(requests) >= ENOUGH and sum(ran[request] >= most for request in normal) >= ENOUGH:
                 yield audit, way, requests, requests <= held
 
 

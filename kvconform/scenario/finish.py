@@ -82,8 +82,10 @@ def _left(prompt: int, options: EngineOptions) -> Program:
             Add(never), Abort(never.id), Add(prefill), Step(1), Abort(prefill.id),
             Add(decode), Step(4), Abort(decode.id),
         ]  # fmt: skip
+    # As much is computed for these as for those that leave, whatever a connector keeps from some length on.
+    length = max(prompt, 2 * BLOCK)
     for index in range(ENOUGH):
-        actions += [Add(RequestSpec(f"stays{index}", ((60 + index, prompt),), 2)), Drain()]
+        actions += [Add(RequestSpec(f"stays{index}", ((60 + index, length),), 2)), Drain()]
     # What is tidied up with the next step has one.
     actions += [Add(RequestSpec("after", ((9, 5),))), Drain()]
     return Program("requests that leave", replace(options, max_num_batched_tokens=24), tuple(actions))

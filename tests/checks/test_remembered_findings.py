@@ -54,6 +54,14 @@ def test_too_few_requests_prove_nothing() -> None:
     assert broken(*NORMAL, *aborted("a1", "a2", "a1"), EndedIdsHeld(1, 3, 5, ("a1", "a2"))) == []
 
 
+def test_requests_for_which_less_was_computed_are_no_comparison() -> None:
+    """A connector may keep the keys of the last requests that had a whole block."""
+    longer = (Scheduled(1, 2, {}, dict.fromkeys(LEAVERS, 1)), *aborted(*LEAVERS), EndedIdsHeld(1, 3, 6, LEAVERS))
+    assert broken(*NORMAL, *longer) == []
+    assert broken(Scheduled(1, 1, {}, {"n1": 1, "n2": 1}), *NORMAL, *longer) == []
+    assert broken(Scheduled(1, 1, {}, {"n1": 1, "n2": 1, "n3": 1}), *NORMAL, *longer) == ["FIN-11"]
+
+
 def test_each_engine_is_judged_by_its_own_requests() -> None:
     """What another engine was asked, ran and ended is nothing to this one, and hides nothing of it."""
     others = (match((0, False), request="a1", engine=2), Scheduled(2, 1, {}, {"a1": 1}), ended("x", engine=2))

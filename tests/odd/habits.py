@@ -91,6 +91,23 @@ class RemembersTheLatest(FileStoreConnector):
         return super().request_finished(request, block_ids)
 
 
+class KeepsLatestKeys(FileStoreConnector):
+    """Keeps what it hashed for the latest requests, who have something to hash from the first whole block on."""
+
+    limit: ClassVar[int] = 32
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._hashed: dict[str, tuple[bytes, ...]] = {}
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if request.block_hashes:
+            self._hashed[request.request_id] = tuple(request.block_hashes)
+        while len(self._hashed) > self.limit:
+            del self._hashed[next(iter(self._hashed))]
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+
 class OffersToEverybody(FileStoreConnector):
     """Offers what it has to requests, too, that vLLM lets compute all of it; it drops the answer (0.31.0 on)."""
 
