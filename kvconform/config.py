@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import math
 import os
 import re
 import tomllib
@@ -67,6 +68,9 @@ class RunConfig:
     peer_timeout: float = 0.0
     #: Seconds after which a load or a save of the connector that has not ended counts as one that never will.
     transfer_timeout: float = 10.0
+    #: Seconds until what the connector stores in the background can be found, waited before it has to be found again;
+    #: None to find out by trial, see :mod:`kvconform.store_delay`.
+    store_delay: float | None = None
     #: SPEC of a class that breaks the connector's store, see :mod:`kvconform.faults`; empty if its files can be broken.
     faults: str = ""
     #: File of known failures, see :mod:`kvconform.baseline`; empty for none.
@@ -106,7 +110,7 @@ class RunConfig:
 
 
 #: What a preset says of the connector as the preset's own ``kv_connector_extra_config`` sets it up.
-_TIMES = frozenset({"peer_timeout", "transfer_timeout"})
+_TIMES = frozenset({"peer_timeout", "transfer_timeout", "store_delay"})
 
 
 def _default(of: Field[Any]) -> Any:
@@ -192,6 +196,7 @@ class _Reader:
             "timeout": self._timeout,
             "peer_timeout": self._timeout,
             "transfer_timeout": self._timeout,
+            "store_delay": self._delay,
             "faults": self._faults,
             "baseline": self._path,
         }
@@ -246,6 +251,11 @@ class _Reader:
     def _timeout(self, key: str, value: Any) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise self._wrong(key, value, "a number of seconds above 0")
+        return float(value)
+
+    def _delay(self, key: str, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise self._wrong(key, value, "a number of seconds, 0 or more")
         return float(value)
 
     def _path(self, key: str, value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,13 @@ from kvconform.engine.events import EngineRaised, Unsimulated
 from kvconform.engine.history import History
 from kvconform.faults import Setting, StoreFaults
 from kvconform.isolation.leftovers import Leftover, leftovers
-from kvconform.isolation.room import Room
+from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.outcomes import Inconclusive
 from kvconform.scenario.exploration import RULED_OUT, Refused
 from kvconform.scenario.program import Program
-from kvconform.stage import Stage
+from kvconform.stage import Manner, Stage
+from kvconform.store_delay import find_store_delay, trial
 from kvconform.target import Target
 
 #: How many scenarios in a row are waited for once more and in vain before the rest of a process' run is spared that.
@@ -94,7 +95,7 @@ class Examiner:
 
     def _keep(self, program: Program, *, patient: bool) -> Examination:
         try:
-            new = self.examine_anew(program, patient=patient)
+            new = self.examine_anew(program, Manner(patient, self.store_delay))
         except Refused as error:
             self._examined[repr(program)] = str(error)
             raise
@@ -109,11 +110,28 @@ class Examiner:
                 f"{RULED_OUT} engine_env names one port for an engine, and two connectors of this class would share it"
             )
 
-    def examine_anew(self, program: Program, *, patient: bool) -> Examination:
-        """As :meth:`glance`, but play it whatever is known of it, on engines that do not hurry if ``patient``."""
+    @cached_property
+    def store_delay(self) -> float:
+        """Seconds to wait for what was stored, as the configuration says or as a trial shows."""
+        if self.config.store_delay is not None:
+            return self.config.store_delay
+        try:
+            found = find_store_delay(self._offered)
+        except (Refused, HungError, CrashedError):
+            # As the scenarios will show.
+            return 0.0
         if self.room is not None:
-            return self.room.examine(program, patient=patient)
-        history = self.stage.play(program, patient=patient)
+            self.room.store_delay = found
+        return found
+
+    def _offered(self, store_delay: float) -> Mapping[str, int]:
+        return self.examine_anew(trial(), Manner(store_delay=store_delay)).offered
+
+    def examine_anew(self, program: Program, manner: Manner) -> Examination:
+        """As :meth:`glance`, but play it whatever is known of it."""
+        if self.room is not None:
+            return self.room.examine(program, manner)
+        history = self.stage.play(program, manner)
         examination = replace(
             self._fair(examine(history, self._release)),
             capabilities=capabilities.exercised(history),

@@ -335,6 +335,7 @@ class ConformanceSession:
         from kvconform.report.suite_tests import checked_rules
         from kvconform.rules import load_catalogue
 
+        spent = sum(self._spent.values(), Spent())
         return build_report(
             presets={target.id: self._run_config.for_target(target).preset for target in self._targets},
             named=self._named,
@@ -350,7 +351,8 @@ class ConformanceSession:
             checked=checked_rules(collection.suites_directory()),
             incomplete=self._census.incomplete({*self._results, *self._crashed}, [t.id for t in self._targets]),
             no_such_target=self.no_such_target,
-            spent=sum(self._spent.values(), Spent()).sentence(time.monotonic() - self._began, len(self._spent)),
+            spent=spent.sentence(time.monotonic() - self._began, len(self._spent)),
+            waits=spent.waits(),
         )
 
     def no_such_target(self, target: str) -> str | None:

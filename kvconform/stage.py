@@ -29,6 +29,17 @@ PATIENCE_WITH_A_STUCK_ONE = 1.0
 LONGER_THAN_ANY = 3.0
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a program is played: on engines that do not hurry if ``patient``, and how long the store takes, seconds."""
+
+    patient: bool = False
+    store_delay: float = 0.0
+
+
+AT_ONCE = Manner()
+
+
 @dataclass
 class Stage:
     """Plays programs with one connector, in this process.
@@ -60,11 +71,11 @@ class Stage:
             env=engine_environment(self.config, directory),
         )
 
-    def play(self, program: Program, *, patient: bool = False) -> History:
+    def play(self, program: Program, manner: Manner = AT_ONCE) -> History:
         """Run a program on fresh engines and a fresh store.
 
         Engines hurry once one has waited its full time in vain: what is cut short thereby is recorded as hurried, and
-        a program that is played ``patient`` waits its full time again.
+        a program that is played with patience waits its full time again.
 
         Raises:
             FaultsFailed: the vendor's class does not do what it should.
@@ -72,13 +83,13 @@ class Stage:
         directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
         try:
             full = self._patience_with(program)
-            patience = full if patient else self._hurried_patience(program, full)
+            patience = full if manner.patient else self._hurried_patience(program, full)
             engines: list[Engine] = []
             specs = self._specs(program, directory)
             make = self._engines(program, directory, specs, patience, engines, hurried=patience < full)
             apart = None if self.template is None else self.template.apart(specs)
             make_store = self._stores(directory, specs)
-            history = play(program, make, directory, self.config.peer_timeout, make_store, apart)
+            history = play(program, make, directory, self.config.peer_timeout, make_store, apart, manner.store_delay)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         self._stuck |= any(history.of(NeverIdle))

@@ -66,7 +66,8 @@ class Rooms:
         """Where the time has gone so far."""
         rooms = self._rooms.values()
         waited = 0.0 if self._nursery is None else self._nursery.waited_in_all
-        return Spent(sum(room.played for room in rooms), sum(room.seconds for room in rooms), waited)
+        delays = {room.target.id: room.store_delay for room in rooms if room.store_delay}
+        return Spent(sum(room.played for room in rooms), sum(room.seconds for room in rooms), waited, delays)
 
     def close(self) -> None:
         """End all processes."""

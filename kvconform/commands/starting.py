@@ -72,6 +72,9 @@ timeout = 60
 # Seconds after which a load or a save that has not ended counts as one that never will.
 # transfer_timeout = 10.0
 
+# Seconds until what the connector stores in the background can be found; left out, it is found by trial.
+# store_delay = 0.1
+
 # A class of yours that breaks the connector's store, where that is not made of files below {dir}.
 # faults = "my_package.testing:StoreFaults"
 

@@ -256,11 +256,12 @@ def _leftovers(examiner: Any, program: dict[str, Any]) -> dict[str, Any]:
 def _answer(examiner: Any, request: dict[str, Any]) -> dict[str, Any]:
     from kvconform.faults import FaultsFailed
     from kvconform.scenario.exploration import Refused
+    from kvconform.stage import Manner
 
     try:
         if "bench" in request:
             return _bench(examiner, request["bench"])
-        examination = examiner.examine_anew(load_program(request["program"]), patient=request["patient"])
+        examination = examiner.examine_anew(load_program(request["program"]), Manner(**request["manner"]))
         return {"examination": dump_examination(examination)}
     except Refused as error:
         return {"refused": str(error)}

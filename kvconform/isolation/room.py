@@ -22,6 +22,7 @@ from kvconform.isolation.leftovers import Leftover
 from kvconform.isolation.nursery import START_LIMIT, Nursery
 from kvconform.scenario.exploration import Refused
 from kvconform.scenario.program import Program
+from kvconform.stage import AT_ONCE, Manner
 from kvconform.target import Target
 
 
@@ -71,6 +72,8 @@ class Room:
         #: Scenarios that were played to the end, and the seconds that all took.
         self.played = 0
         self.seconds = 0.0
+        #: Seconds that are waited for what was stored, if a trial has shown that they have to be.
+        self.store_delay = 0.0
         #: The chapter that scenarios are played for, where lines are measured.
         self.context = ""
 
@@ -115,8 +118,8 @@ class Room:
                 self.close()
                 raise why_not_started(self.nursery, answer)
 
-    def examine(self, program: Program, *, patient: bool = False) -> Examination:
-        """Play ``program`` in the connector's process, on engines that do not hurry if ``patient``, and judge it there.
+    def examine(self, program: Program, manner: Manner = AT_ONCE) -> Examination:
+        """Play ``program`` in the connector's process, and judge it there.
 
         Raises:
             Refused: the connector refused to start with this set-up.
@@ -128,14 +131,14 @@ class Room:
         self.enter()
         began = time.monotonic()
         try:
-            return self._examine(program, patient)
+            return self._examine(program, manner)
         finally:
             self.played += 1
             self.seconds += time.monotonic() - began
 
-    def _examine(self, program: Program, patient: bool) -> Examination:
+    def _examine(self, program: Program, manner: Manner) -> Examination:
         try:
-            answer = self._ask({"program": dump_program(program), "patient": patient})
+            answer = self._ask({"program": dump_program(program), "manner": asdict(manner)})
         except (HungError, CrashedError) as error:
             error.program = program
             raise

@@ -46,8 +46,10 @@ class RuleLine:
 
     @property
     def word(self) -> str:
-        """The verdict as it is shown: an excused one by what excuses it."""
-        return self.verdict.verdict.value if self.excuse is None else self.excuse.kind
+        """The verdict as it is shown: an excused one by what excuses it, and none where no test ran."""
+        if self.excuse is not None:
+            return self.excuse.kind
+        return NOT_RUN_WORD if self.not_run else self.verdict.verdict.value
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class TargetReport:
         """How many rules have each verdict, the good news first; verdicts that no rule has are left out."""
         counter = Counter(line.word for line in self.lines)
         others = [verdict.value for verdict in Verdict if verdict is not Verdict.PASS]
-        order = (Verdict.PASS.value, *others, *BASELINE_KINDS)
+        order = (Verdict.PASS.value, *others, *BASELINE_KINDS, NOT_RUN_WORD)
         return {word: counter[word] for word in order if counter[word]}
 
 
@@ -102,6 +104,8 @@ class RunReport:
     baseline_not_tried: tuple[str, ...] = ()
     #: Where the time went; empty where nothing was played.
     spent: str = ""
+    #: What scenarios waited for, see :meth:`kvconform.report.spent.Spent.waits`.
+    waits: str = ""
 
     @property
     def excused(self) -> tuple[str, ...]:
@@ -144,6 +148,7 @@ def build_report(
     incomplete: Iterable[tuple[str, str]] = (),
     no_such_target: Callable[[str], str | None] = lambda _: None,
     spent: str = "",
+    waits: str = "",
 ) -> RunReport:
     """Put the results of all tests in the catalogue's order.
 
@@ -163,6 +168,7 @@ def build_report(
         incomplete: (target id, rule id) of rules some of whose tests did not run.
         no_such_target: why no connector of some id can exist, or None.
         spent: where the time went, in a sentence.
+        waits: what scenarios waited for, a sentence for each connector that makes it necessary.
     """
     levels = {rule.id: rule.level for rule in catalogue}
     verdicts = aggregate(results, levels)
@@ -194,7 +200,7 @@ def build_report(
     )
     needed = [catalogue.rule(rule) for rule in required]
     shown = tuple(_standing(target, needed, capabilities or {}) for target in targets if target.chapters)
-    return RunReport(shown, unusable, environment, baseline.file, fit.problems, fit.not_tried, spent)
+    return RunReport(shown, unusable, environment, baseline.file, fit.problems, fit.not_tried, spent, waits)
 
 
 def _standing(
@@ -204,7 +210,7 @@ def _standing(
     if target.target not in capabilities:
         return target
     shown = capabilities[target.target]
-    words = {line.verdict.rule: NOT_RUN_WORD if line.not_run else line.word for line in target.lines}
+    words = {line.verdict.rule: line.word for line in target.lines}
     judged = [Judged(rule.id, rule.level, rule.capability, words.get(rule.id, NOT_RUN_WORD)) for rule in required]
     return replace(target, capabilities=shown, level=assess(judged, shown))
 

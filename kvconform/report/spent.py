@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -10,18 +11,38 @@ class Spent:
     """Seconds that pytest's processes waited, added up over them.
 
     ``starting`` is for torch and vLLM to be imported, ``playing`` for scenarios to be played and judged in the
-    connectors' processes.
+    connectors' processes. ``store_delays`` is, by target id, how long each reload waits for what the connector
+    stores in the background, where a trial has shown that it has to.
     """
 
     scenarios: int = 0
     playing: float = 0.0
     starting: float = 0.0
+    store_delays: Mapping[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.scenarios + other.scenarios, self.playing + other.playing, self.starting + other.starting)
+        delays = dict(self.store_delays)
+        for target, delay in other.store_delays.items():
+            delays[target] = max(delay, delays.get(target, 0.0))
+        return Spent(
+            self.scenarios + other.scenarios, self.playing + other.playing, self.starting + other.starting, delays
+        )
 
     def __sub__(self, other: Spent) -> Spent:
-        return Spent(self.scenarios - other.scenarios, self.playing - other.playing, self.starting - other.starting)
+        return Spent(
+            self.scenarios - other.scenarios,
+            self.playing - other.playing,
+            self.starting - other.starting,
+            self.store_delays,
+        )
+
+    def waits(self) -> str:
+        """What was waited for, a line for each connector that makes it necessary."""
+        return "\n".join(
+            f"{target} stores in the background: scenarios wait {delay:g} s before they look for what it stored, as a "
+            f"trial has shown (store_delay = {delay:g} in the configuration does without the trial)"
+            for target, delay in self.store_delays.items()
+        )
 
     def sentence(self, total: float, processes: int = 1) -> str:
         """One line.

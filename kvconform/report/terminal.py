@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvconform.baseline import Entry
 from kvconform.coverage_report import coverage_lines
 from kvconform.report.levels import CORE, NONE, STRICT, Level
-from kvconform.report.model import RuleLine, RunReport, TargetReport
+from kvconform.report.model import NOT_RUN_WORD, RuleLine, RunReport, TargetReport
 from kvconform.verdicts import RuleVerdict, Verdict
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ _LABELS = {
     Verdict.CRASH: ("CRASH", "bold red"),
     Verdict.KIT_ERROR: ("KIT ERROR", "bold red"),
 }
-_EXCUSED_LABELS = {"known failure": ("KNOWN", "yellow"), "flaky": ("FLAKY", "yellow")}
+#: Of lines that have no verdict, or one that is excused.
+_OTHER_LABELS = {
+    "known failure": ("KNOWN", "yellow"),
+    "flaky": ("FLAKY", "yellow"),
+    NOT_RUN_WORD: ("NOT RUN", "magenta"),
+}
 #: Narrower windows get lines of this width all the same.
 _MIN_WIDTH = 40
 _MAX_TESTS = 3
@@ -65,6 +70,9 @@ def render(report: RunReport, *, width: int, color: bool) -> str:
         legacy_windows=False,
     )
     for target in report.targets:
+        if target.target in report.unusable and target.counts().keys() == {NOT_RUN_WORD}:
+            # Why not is said below; a list of all rules would bury it.
+            continue
         console.print(Text(target.target or "Tests without a target", style="bold"))
         reasons: dict[tuple[str, ...], str] = {}
         for chapter in target.chapters:
@@ -74,7 +82,7 @@ def render(report: RunReport, *, width: int, color: bool) -> str:
             table.add_column(no_wrap=True)
             table.add_column(overflow="fold")
             for line in chapter.lines:
-                label, style = _EXCUSED_LABELS.get(line.word) or _LABELS[line.verdict.verdict]
+                label, style = _OTHER_LABELS.get(line.word) or _LABELS[line.verdict.verdict]
                 table.add_row(Text(label, style), Text(line.verdict.rule), Text("\n".join(_details(line, reasons))))
             console.print(table)
         if target.capabilities:
@@ -102,6 +110,8 @@ def render(report: RunReport, *, width: int, color: bool) -> str:
     for sentence in report.baseline_not_tried:
         console.print(Text.assemble(("BASELINE ", "bold yellow"), sentence))
     console.print(Text(report.environment))
+    if report.waits:
+        console.print(Text(report.waits))
     if report.spent:
         console.print(Text(report.spent))
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
@@ -143,6 +153,8 @@ def _details(line: RuleLine, reasons: dict[tuple[str, ...], str]) -> Iterator[st
         yield line.sentence
     if line.excuse is not None:
         yield from _excused(line, line.excuse)
+    elif line.not_run:
+        return
     elif verdict.verdict is Verdict.PASS:
         yield f"witnessed: {_witnesses(verdict)}"
     elif verdict.verdict in (Verdict.INCONCLUSIVE, Verdict.NOT_APPLICABLE):

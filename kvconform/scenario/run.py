@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ class Player:
     peer_timeout: float = 0.0
     make_store: StoreFactory | None = None
     apart: Apart = field(default_factory=CopiesOfThisProcess)
+    store_delay: float = 0.0
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
     engines: list[Engine] = field(default_factory=list)
@@ -215,6 +217,11 @@ class Player:
             for engine in self.engines:
                 engine.drain()
 
+    def _wait_for_the_store(self) -> None:
+        """Before something has to be found there: what is stored in the background takes a while."""
+        if self.store_delay:
+            time.sleep(self.store_delay)
+
     def _do(self, action: Action) -> None:
         match action:
             case Step(count):
@@ -239,6 +246,7 @@ class Player:
             case Restart(options, drain, twice):
                 if drain:
                     self._drain()
+                    self._wait_for_the_store()
                     for engine in self.engines:
                         engine.audit()
                 self._shut_down(suppress=False)
@@ -251,6 +259,8 @@ class Player:
             case Turn() | HandOff() | FinishRequests() | Outlast() | Leave():
                 self._pair.act(action)
             case _:
+                if isinstance(action, ForgetLocal):
+                    self._wait_for_the_store()
                 for index, engine in enumerate(self._acting()):
                     _act(engine, action, twin=index > 0)
 
@@ -298,12 +308,15 @@ def play(
     peer_timeout: float = 0.0,
     make_store: StoreFactory | None = None,
     apart: Apart | None = None,
+    store_delay: float = 0.0,
 ) -> History:
     """Run ``program`` on engines from ``make_engine`` and return what happened.
 
     ``directory`` is where the connector was told to keep its store; what breaks the store breaks what is in there.
     ``peer_timeout`` is how long it waits for a peer at most, as far as that is known. With ``make_store`` the store is
     broken by its vendor's own class instead. ``apart`` is where a part is played whose process ends without clean-up,
-    by default in a copy of this one.
+    by default in a copy of this one. ``store_delay`` is how many seconds it takes until what was stored can be found.
     """
-    return Player(program, make_engine, directory, peer_timeout, make_store, apart or CopiesOfThisProcess()).play()
+    apart = apart or CopiesOfThisProcess()
+    player = Player(program, make_engine, directory, peer_timeout, make_store, apart, store_delay=store_delay)
+    return player.play()

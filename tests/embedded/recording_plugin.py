@@ -16,6 +16,7 @@ from kvconform.isolation.codec import dump_program, load_examination
 from kvconform.isolation.nursery import Nursery
 from kvconform.scenario.exploration import Refused
 from kvconform.scenario.program import Program
+from kvconform.stage import AT_ONCE, Manner
 
 _PLAYED: dict[str, dict[str, dict[str, Any]]] = {}
 _TRACES: list[dict[str, Any]] = []
@@ -27,11 +28,11 @@ def _load(data: Any) -> Examination:
 
 
 def _recording(examine: Any) -> Any:
-    def play(self: room.Room, program: Program, *, patient: bool = False) -> Examination:
+    def play(self: room.Room, program: Program, manner: Manner = AT_ONCE) -> Examination:
         _TRACES.clear()
         came: dict[str, Any] = {"error": ""}
         try:
-            examination: Examination = examine(self, program, patient=patient)
+            examination: Examination = examine(self, program, manner)
             came = {"error": "", **_TRACES[-1]}
         except Refused as error:
             came = {"error": f"refused: {masked(str(error))}"}

@@ -71,7 +71,9 @@ def test_chapters_come_in_the_catalogues_order_and_rules_once() -> None:
 
 def test_named_rules_without_a_result_and_unknown_rules_are_shown() -> None:
     text = render(report(result("NEW-77", Verdict.FAIL), named=((TARGET, "SIG-01"),)), width=100, color=False)
-    assert NOT_RUN in text
+    assert re.search(r"^NOT RUN +SIG-01", text, re.MULTILINE)
+    assert NOT_RUN not in text
+    assert "2 rules: 1 fail, 1 not run" in text
     assert "Rules that are not in the catalogue" in text
     assert re.search(r"^FAIL +NEW-77", text, re.MULTILINE)
 
@@ -88,6 +90,17 @@ def test_targets_presets_and_unusable_targets_are_named() -> None:
     assert "1 rule: 1 fail (settings of the preset for vllm:ExampleConnector)" in text
     assert "NOT TESTED 'a:B': no such module." in text
     assert "NOT TESTED c:D: no such class." in text
+
+
+def test_of_a_target_that_could_not_be_tested_nothing_is_listed_but_why() -> None:
+    why = {TARGET: "its module cannot be imported."}
+    named = ((TARGET, "SIG-01"), (TARGET, "SIG-02"))
+    text = render(report(named=named, unusable=why), width=100, color=False)
+    assert "SIG-01" not in text
+    assert f"NOT TESTED {TARGET}: its module cannot be imported." in text
+    # What was found out before it became unusable is not lost.
+    some = render(report(result("SIG-01", Verdict.FAIL), named=named, unusable=why), width=100, color=False)
+    assert "2 rules: 1 fail, 1 not run" in some
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 200])

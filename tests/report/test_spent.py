@@ -18,6 +18,17 @@ def test_what_was_told_before_is_not_told_again() -> None:
     assert Spent(8, 30.0, 24.0) - Spent(6, 10.0, 24.0) == Spent(2, 20.0, 0.0)
 
 
+def test_what_was_waited_for_is_said_for_each_connector_with_the_longest_of_several_processes() -> None:
+    spent = Spent(1, store_delays={"a:A": 0.03}) + Spent(1, store_delays={"a:A": 0.15, "b:B": 0.6})
+    spent += Spent(1, store_delays={"a:A": 0.03}) - Spent(1)
+    assert spent.store_delays == {"a:A": 0.15, "b:B": 0.6}
+    first, second = spent.waits().splitlines()
+    assert first.startswith("a:A stores in the background: scenarios wait 0.15 s before they look for what it stored")
+    assert first.endswith("(store_delay = 0.15 in the configuration does without the trial)")
+    assert second.startswith("b:B ")
+    assert Spent(8, 30.0, 24.0).waits() == ""
+
+
 def test_nothing_is_said_where_nothing_was_played() -> None:
     assert Spent().sentence(5.0) == ""
 

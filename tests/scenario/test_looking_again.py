@@ -16,6 +16,7 @@ from kvconform.examiner import PATIENT_IN_VAIN, Examiner
 from kvconform.scenario.exploration import Budget, Explorer, Refused
 from kvconform.scenario.family import Family, program
 from kvconform.scenario.program import Add, Drain, ForgetLocal, Program, RequestSpec
+from kvconform.stage import Manner
 from kvconform.target import Target, parse_target
 
 TARGET = Target("x:Y", "module", "x", "Y", "x:Y")
@@ -25,10 +26,11 @@ class Waits(Examiner):
     """Programs named "never" never end, those named "slow" end if they are waited for in full, others at once."""
 
     def __init__(self) -> None:
-        super().__init__(TARGET, RunConfig())
+        super().__init__(TARGET, RunConfig(store_delay=0.0))
         self.played: list[tuple[str, bool]] = []
 
-    def examine_anew(self, program: Program, *, patient: bool) -> Examination:
+    def examine_anew(self, program: Program, manner: Manner) -> Examination:
+        patient = manner.patient
         self.played.append((program.name, patient))
         if program.name.startswith("refused") and patient:
             raise Refused("no room")

@@ -12,7 +12,7 @@ from kvconform.engine.events import NeverIdle
 from kvconform.engine.options import STORE, ConnectorSpec, EngineOptions
 from kvconform.engine.vllm_engine import engine as engine_module
 from kvconform.scenario.program import Program
-from kvconform.stage import Stage
+from kvconform.stage import Manner, Stage
 from kvconform.target import Target
 
 TARGET = Target("x:Y", "module", "x", "Y", "x:Y")
@@ -77,7 +77,7 @@ def test_a_program_that_is_played_with_patience_is_waited_for_in_full(engines: E
     stage = Stage(TARGET, RunConfig(transfer_timeout=10.0))
     engines.stuck = True
     for patient in (False, False, True, False):
-        stage.play(Program("waits"), patient=patient)
+        stage.play(Program("waits"), Manner(patient))
     assert engines.patience == [10.0, 1.0, 10.0, 1.0]
     assert engines.hurried == [False, True, False, True]
 
