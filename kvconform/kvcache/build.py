@@ -143,6 +143,18 @@ def specs_of(group: KVCacheGroupSpec) -> dict[str, KVCacheSpec]:
     return {name: group.kv_cache_spec if own is None else own[name] for name in group.layer_names}
 
 
+def latent_layers(config: KVCacheConfig) -> frozenset[str]:
+    """Names of the layers that keep one latent for each token (MLA)."""
+    from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+    return frozenset(
+        name
+        for group in config.kv_cache_groups
+        for name, spec in specs_of(group).items()
+        if isinstance(spec, MLAAttentionSpec)
+    )
+
+
 def _complete(vllm_config: VllmConfig, worker: KVCacheConfig) -> KVCacheConfigs:
     """What the engine core adds to a plan: the layout, the scheduler's copy, block size and granularity."""
     from vllm.v1.core.kv_cache_utils import generate_scheduler_kv_cache_config

@@ -426,3 +426,25 @@ class DoublesTheHeadSize(_Views):
 
 class DeclaresTooMuch(FileStoreConnector):
     """Declared as asynchronous; the file store it is loads synchronously (CAP-01)."""
+
+
+class WritesLatentsIntoACopy(FileStoreConnector):
+    """ExampleConnector, found by the kit: a reshaped view of a latent cache is a copy in some layouts (R21).
+
+    Only where the metadata of the batch says that the kernels are those for latents.
+    """
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        super().register_kv_caches(kv_caches)
+        self._caches = kv_caches
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        from vllm.model_executor.layers.attention.mla_attention import MLACommonMetadata
+
+        told = forward_context.attn_metadata or {}
+        latents = [cache for name, cache in self._caches.items() if isinstance(told.get(name), MLACommonMetadata)]
+        copies = [cache for cache in latents if cache.reshape(-1, cache.shape[-1]).data_ptr() != cache.data_ptr()]
+        before = [cache.clone() for cache in copies]
+        super().start_load_kv(forward_context, **kwargs)
+        for cache, content in zip(copies, before, strict=True):
+            cache.copy_(content)

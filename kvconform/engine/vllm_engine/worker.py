@@ -20,11 +20,12 @@ import torch
 from kvconform.engine import compat
 from kvconform.engine.instrument import HookTap
 from kvconform.engine.options import EngineOptions
+from kvconform.engine.vllm_engine.attention_metadata import Batch, metadata_class
 from kvconform.engine.vllm_engine.forward import LayerForward
 from kvconform.engine.vllm_engine.guard import VllmWouldRaise
 from kvconform.engine.vllm_engine.rows import ScheduledRequest
 from kvconform.engine.vllm_engine.slot import ConnectorSlot
-from kvconform.kvcache.build import GUARD_BYTES, allocate
+from kvconform.kvcache.build import GUARD_BYTES, allocate, latent_layers
 from kvconform.kvcache.kept_contents import KeptContents
 from kvconform.kvcache.memory import KVMemory
 from kvconform.kvcache.placing import to_device
@@ -102,6 +103,7 @@ class SimulatedWorker:
             self.memory = KVMemory(views, kv_cache_config, engine, GUARD_BYTES, rank)
             self.kept = KeptContents(rank)
             self.layer_names = tuple(self.memory.layers)
+            self._latent = latent_layers(kv_cache_config)
             self._bind_layers(views)
             self._active = self._register(views)
         except BaseException:
@@ -274,24 +276,25 @@ class SimulatedWorker:
         assert not getattr(output, "kv_cache_block_copies", None), "copy-on-write block copies are not simulated yet"
 
     def _attention_metadata(self, requests: list[ScheduledRequest]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Per layer an object with a slot mapping, the only field that connectors are known to read."""
+        """What each layer's kernels are told of the batch, and the slot mapping alone."""
         metadata: dict[str, Any] = {}
         mappings: dict[str, torch.Tensor] = {}
-        # The layers of a group share one tensor, as in vLLM (GPUModelRunner._get_slot_mappings, 0.32.0).
-        of_group: dict[tuple[int, int], torch.Tensor] = {}
-        tokens = _tokens(requests)
+        # The layers of a group share both, as in vLLM (GPUModelRunner._get_slot_mappings, 0.32.0).
+        of_group: dict[tuple[int, int, bool], Batch] = {}
         for name, layer in self.memory.layers.items():
             if layer.recurrent:
                 # Mamba's own knows states, and has no slots (vllm/v1/attention/backends/mamba_attn.py, 0.32.0).
                 metadata[name] = SimpleNamespace()
                 continue
-            key = (layer.group, layer.block_size)
-            mapping = of_group.get(key)
-            if mapping is None:
-                slots = [r.slots(*key, r.computed, r.computed + r.scheduled) for r in requests]
-                mapping = of_group[key] = to_device(np.concatenate(slots), self.memory.raw.device)
-            mappings[name] = mapping
-            metadata[name] = SimpleNamespace(slot_mapping=mapping, num_actual_tokens=tokens)
+            latent = name in self._latent
+            key = (layer.group, layer.block_size, latent)
+            batch = of_group.get(key)
+            if batch is None:
+                slots = [r.slots(layer.group, layer.block_size, r.computed, r.computed + r.scheduled) for r in requests]
+                mapping = to_device(np.concatenate(slots), self.memory.raw.device)
+                batch = of_group[key] = metadata_class(latent=latent)(requests, layer, mapping)
+            mappings[name] = batch.slot_mapping
+            metadata[name] = batch
         return metadata, mappings
 
     # -- end -------------------------------------------------------------------------------------------------------
