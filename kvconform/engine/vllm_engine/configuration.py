@@ -12,22 +12,23 @@ import tempfile
 import uuid
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvconform.engine.instrument import described
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.errors import EngineUnusableError
+from kvconform.kvcache.shape import KVCacheShape
 
 if TYPE_CHECKING:
     from vllm.config import ParallelConfig, SpeculativeConfig, VllmConfig
     from vllm.config.kv_transfer import KVTransferConfig
 
-# The geometry of the model on paper is irrelevant (the KV cache shape comes from the scenario), but vLLM wants one.
+# What the model on paper has besides the geometry, which is that of the scenario's KV cache, see model_geometry.
 _MODEL_CONFIG = {
     "architectures": ["OPTForCausalLM"],
     "model_type": "opt",
     "vocab_size": 50272,
-    "hidden_size": 64,
+    "hidden_size": 32,
     "ffn_dim": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -76,12 +77,48 @@ def kv_transfer_config(connector: ConnectorSpec, policy: str, device: str = "cpu
     )
 
 
+Geometry = tuple[tuple[str, int | str], ...]
+
+
+def model_geometry(shape: KVCacheShape, workers: int = 1) -> Geometry:
+    """What a model says in its config.json to have this KV cache, as far as such a file can say it.
+
+    Connectors of models whose layers are all alike may size their pages by it (ModelConfig.get_num_kv_heads,
+    get_head_size, get_num_layers and use_mla, vllm/config/model.py, 0.32.0). Of layers that differ it has the first
+    that is no recurrent one.
+    """
+    attention = [layer for layer in shape.layers if layer.kind != "recurrent"]
+    geometry: dict[str, int | str] = {"num_hidden_layers": sum(layer.count for layer in shape.layers)}
+    if attention and attention[0].kind == "mla":
+        rope = max(1, attention[0].head_size // 4)
+        geometry |= {
+            "model_type": "deepseek_v2",
+            "kv_lora_rank": attention[0].head_size - rope,
+            "qk_rope_head_dim": rope,
+        }
+    elif attention:
+        heads, size = attention[0].num_kv_heads * workers, attention[0].head_size
+        geometry |= {
+            "num_key_value_heads": heads,
+            # Two queries for each head of K and V, so that nobody can take one number for the other.
+            "num_attention_heads": 2 * heads,
+            "head_dim": size,
+            "hidden_size": 2 * heads * size,
+        }
+    return tuple(geometry.items())
+
+
 @cache
-def _model_config(model: str, max_model_len: int, seed: int, dtype: Any) -> object:
+def _model_config(model: str, max_model_len: int, seed: int, dtype: Any, geometry: Geometry) -> object:
     from vllm.config import ModelConfig
 
     return ModelConfig(
-        model=_model_folder(model), skip_tokenizer_init=True, dtype=dtype, seed=seed, max_model_len=max_model_len
+        model=_model_folder(model),
+        skip_tokenizer_init=True,
+        dtype=dtype,
+        seed=seed,
+        max_model_len=max_model_len,
+        hf_overrides=dict(geometry),
     )
 
 
@@ -91,6 +128,11 @@ def _model_dtype(options: EngineOptions) -> str:
     return dtype if dtype in ("float16", "bfloat16", "float32") else "float16"
 
 
+def _cache_dtype(options: EngineOptions) -> Literal["auto", "fp8"]:
+    """Quantised KV is kept as raw bytes (STR_DTYPE_TO_TORCH_DTYPE, vllm/utils/torch_utils.py, 0.32.0)."""
+    return "fp8" if options.shape.layers[0].dtype == "uint8" else "auto"
+
+
 def inspect_model() -> None:
     """Let vLLM look at the model's class, which it does in a process of its own and notes for the user's next runs.
 
@@ -98,7 +140,9 @@ def inspect_model() -> None:
     to wait for that.
     """
     options = EngineOptions()
-    _model_config(options.model, MAX_MODEL_LEN, options.model_seed, _model_dtype(options))
+    _model_config(
+        options.model, MAX_MODEL_LEN, options.model_seed, _model_dtype(options), model_geometry(options.shape)
+    )
 
 
 def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, device: str = "cpu") -> VllmConfig:
@@ -121,14 +165,15 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
     cache_config = CacheConfig(
         block_size=options.shape.block_size,
         gpu_memory_utilization=0.9,
-        cache_dtype="auto",
+        cache_dtype=_cache_dtype(options),
         enable_prefix_caching=options.enable_prefix_caching,
     )
     if options.shape.recurrent:
         # What vLLM does for models with such layers and prefix caching (MambaModelConfig, 0.32.0).
         cache_config.mamba_cache_mode = "align"
         cache_config.mamba_block_size = options.shape.block_size
-    model_config = _model_config(options.model, max_model_len, options.model_seed, _model_dtype(options))
+    geometry = model_geometry(options.shape, options.workers)
+    model_config = _model_config(options.model, max_model_len, options.model_seed, _model_dtype(options), geometry)
     return VllmConfig(
         model_config=copy.deepcopy(model_config),
         scheduler_config=scheduler_config,

@@ -34,7 +34,7 @@ class ModelConfig(fields_of("ModelConfig")):  # type: ignore[misc]
     dtype: Any
 
     def __post_init__(self) -> None:
-        values = json.loads((Path(self.model) / "config.json").read_text())
+        values = json.loads((Path(self.model) / "config.json").read_text()) | dict(self.hf_overrides)
         self.hf_config = self.hf_text_config = _HFConfig(values)
         self.tokenizer = self.served_model_name = self.model
         self.original_max_model_len = self.max_model_len
@@ -54,13 +54,13 @@ class ModelConfig(fields_of("ModelConfig")):  # type: ignore[misc]
 
     @property
     def use_mla(self) -> bool:
-        """What the model on paper would do; the KV cache's shape is the scenario's."""
-        return False
+        """Whether the model on paper keeps one latent for each token."""
+        return self.is_deepseek_mla
 
     @property
     def is_deepseek_mla(self) -> bool:
         """The same question."""
-        return False
+        return str(self.hf_config.model_type).startswith("deepseek")
 
     def get_vocab_size(self) -> int:
         """Of the model on paper."""
@@ -71,15 +71,21 @@ class ModelConfig(fields_of("ModelConfig")):  # type: ignore[misc]
         return int(self.hf_config.hidden_size)
 
     def get_head_size(self) -> int:
-        """Of the model on paper."""
+        """Of the model on paper: a head's, or the latent's."""
+        if self.is_deepseek_mla:
+            return int(self.hf_config.kv_lora_rank + self.hf_config.qk_rope_head_dim)
+        if hasattr(self.hf_config, "head_dim"):
+            return int(self.hf_config.head_dim)
         return self.get_hidden_size() // int(self.hf_config.num_attention_heads)
 
     def get_total_num_kv_heads(self) -> int:
         """Of the model on paper."""
-        return int(self.hf_config.num_attention_heads)
+        return int(getattr(self.hf_config, "num_key_value_heads", self.hf_config.num_attention_heads))
 
     def get_num_kv_heads(self, parallel_config: Any, arch_config: Any = None) -> int:
         """Of one rank."""
+        if self.is_deepseek_mla:
+            return 1
         return max(1, self.get_total_num_kv_heads() // int(parallel_config.tensor_parallel_size))
 
     def get_num_attention_heads(self, parallel_config: Any, arch_config: Any = None) -> int:
