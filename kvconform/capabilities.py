@@ -124,6 +124,8 @@ def exercised(history: History) -> Counter[str]:
             seen.update(_of_call(call))
     seen["persistence"] += _loads_after_a_shutdown(history)
     seen["events"] += sum(event.stored + event.removed > 0 for event in history.of(EventsPublished))
+    routed = {action.detail["request"] for action in history.of(ProgramAction) if action.detail.get("routed")}
+    seen["pd"] += sum(call.args["request"] in routed and _keeps(call.result) for call in history.calls(*FINISH_HOOKS))
     if any(action.action == "hand off" for action in history.of(ProgramAction)):
         # Between two engines; what a connector does for one alone is another matter, and asked in other scenarios.
         return Counter({name: seen["pd"] for name in ("pd", "producer") if seen["pd"]})
@@ -132,6 +134,11 @@ def exercised(history: History) -> Counter[str]:
     recurrent = {event.engine for event in history.of(EngineStarted) if event.recurrent}
     seen["mamba"] += sum(call.args["num_external_tokens"] > 0 for call in groups if call.engine in recurrent)
     return +seen
+
+
+def _keeps(result: Any) -> bool:
+    """Whether the blocks of a request that has ended are kept for somebody to fetch them."""
+    return isinstance(result, tuple) and len(result) == 2 and bool(result[0]) and not result[1]
 
 
 def _loads_after_a_shutdown(history: History) -> int:

@@ -54,6 +54,10 @@ class RunConfig:
     #: Environment variables of every engine alone, set while it starts; strings may hold placeholders, and ports are
     #: others for each engine.
     engine_env: Mapping[str, str] = field(default_factory=dict)
+    #: What a router adds to a request for the producer, and to what the producer returned for the consumer; strings may
+    #: hold placeholders of their own, see :mod:`kvconform.engine.router`.
+    producer_params: Mapping[str, Any] = field(default_factory=dict)
+    consumer_params: Mapping[str, Any] = field(default_factory=dict)
     #: What the vendor claims, out of :data:`CAPABILITIES`.
     capabilities: tuple[str, ...] = ()
     engine: Engine = "auto"
@@ -157,6 +161,14 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
             f"{place}: transfer_timeout = {merged['transfer_timeout']:g} s, but a scenario is ended after timeout = "
             f"{limit:g} s: timeout must be at least twice as long."
         )
+    known = {f"producer:{name}" for name in merged.get("engine_env", {})} | {"transfer", "producer"}
+    for key in ("producer_params", "consumer_params"):
+        for name in sorted(placeholders(merged.get(key, {})) - known):
+            place = config_file or pyproject or "the command line"
+            raise UsageError(
+                f"{place}: {key} asks for {{{name}}}, but engine_env sets no {name.partition(':')[2]}: a producer's "
+                "variable has to be one that each engine has of its own."
+            )
     directory = next((folder for folder, values in reversed(sources) if "connector" in values), None)
     return RunConfig(
         **merged,
@@ -188,6 +200,8 @@ class _Reader:
             "kv_connector_extra_config": self._extra_config,
             "env": self._env,
             "engine_env": self._engine_env,
+            "producer_params": self._params,
+            "consumer_params": self._params,
             "capabilities": self._capabilities,
             "engine": lambda key, value: self._choice(key, value, ENGINES),
             "device": lambda key, value: self._choice(key, value, DEVICES),
@@ -275,6 +289,13 @@ class _Reader:
             _check_placeholders(f"{self._source}: {place}", text)
         return dict(value)
 
+    def _params(self, key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._wrong(key, value, "a table, as a router puts it into kv_transfer_params")
+        for place, text in _strings_in(value, key):
+            _check_placeholders(f"{self._source}: {place}", text, _ROUTER_NAME, ROUTER_PLACEHOLDERS)
+        return dict(value)
+
     def _variables(self, key: str, value: Any) -> dict[str, str]:
         if not isinstance(value, Mapping):
             raise self._wrong(key, value, "a table of environment variables")
@@ -304,8 +325,10 @@ class _Reader:
 # --- placeholders -----------------------------------------------------------------------------------------------------
 
 PLACEHOLDERS = "{dir}, {port} and {port:NAME}"
+ROUTER_PLACEHOLDERS = "{transfer}, {producer} and {producer:VARIABLE}"
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _NAME = re.compile(r"dir|port(:[A-Za-z0-9_.-]+)?")
+_ROUTER_NAME = re.compile(r"transfer|producer(:[A-Za-z_][A-Za-z0-9_]*)?")
 _PLACEHOLDER_NAME = re.compile(r"(?<!\{)\{(dir|port(:[A-Za-z0-9_.-]+)?)\}(?!\})")
 
 
@@ -344,14 +367,14 @@ def expand(value: Any, substitutions: Mapping[str, str | int]) -> Any:
     return _TOKEN.sub(lambda m: literal.get(m.group()) or str(substitutions[m.group(1)]), value)
 
 
-def _check_placeholders(place: str, text: str) -> None:
+def _check_placeholders(place: str, text: str, names: re.Pattern[str] = _NAME, expected: str = PLACEHOLDERS) -> None:
     for match in _TOKEN.finditer(text):
         if match.group() in ("{", "}"):
             raise UsageError(f"{place} = {text!r} has a single '{match.group()}': write it twice to mean a brace.")
         name = match.group(1)
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not names.fullmatch(name):
             raise UsageError(
-                f"{place} = {text!r} has the unknown placeholder '{{{name}}}': expected are {PLACEHOLDERS}, and a "
+                f"{place} = {text!r} has the unknown placeholder '{{{name}}}': expected are {expected}, and a "
                 "literal brace is written twice."
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from kvconform.engine.events import NeverIdle
 from kvconform.engine.history import History
 from kvconform.engine.options import STORE, STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
 from kvconform.engine.protocol import Engine
+from kvconform.engine.router import Router
 from kvconform.faults import Setting, StoreFaults
 from kvconform.filling_in import engine_environment, expand_freshly
 from kvconform.isolation.template import Specs, Template
@@ -125,13 +127,26 @@ class Stage:
             from kvconform.engine.vllm_engine.engine import VllmEngine
 
             spec = specs[(program.twin or program.pair is not None) and number % 2 == 0]
-            spec = self._placed(replace(spec, env=engine_environment(self.config, directory)), options, directory)
+            spec = replace(spec, env=engine_environment(self.config, directory))
+            router = self._router(spec) if program.pair is not None else None
+            if router is not None:
+                spec = replace(spec, engine_id=router.engine_id)
+            spec = self._placed(spec, options, directory)
             device = self.config.resolved_device
-            engine = VllmEngine(options, spec, history, provenance, number, device, patience, hurried=hurried)
+            engine = VllmEngine(
+                options, spec, history, provenance, number, device, patience, hurried=hurried, router=router
+            )
             made.append(engine)
             return engine
 
         return make
+
+    def _router(self, spec: ConnectorSpec) -> Router | None:
+        """What stands before a producer, if the configuration says that it makes something up."""
+        if not self.config.producer_params and not self.config.consumer_params:
+            return None
+        engine_id = spec.engine_id or str(uuid.uuid4())
+        return Router(self.config.producer_params, self.config.consumer_params, engine_id, spec.env)
 
     def _stores(self, directory: Path, specs: Specs) -> StoreFactory | None:
         """What makes the vendor's class that breaks the store; None where files are broken."""

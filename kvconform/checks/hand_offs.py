@@ -44,6 +44,8 @@ class Prefill:
     ended: HookCall | None = None
     ended_at: int = 0
     handed_off: bool = False
+    #: Whether a router tells the consumer what it needs, so that a producer that keeps the blocks has handed off.
+    routed: bool = False
     sent_at: int | None = None
     decodes: list[Decode] = field(default_factory=list)
 
@@ -83,7 +85,7 @@ class _Follower:
         detail = event.detail
         params = detail.get("kv_transfer_params") or {}
         if event.action == "add" and event.engine == PRODUCER and params.get("do_remote_decode"):
-            self.prefills[detail["request"]] = Prefill(detail["request"])
+            self.prefills[detail["request"]] = Prefill(detail["request"], routed=bool(detail.get("routed")))
         elif event.action == "leave":
             self.gone = True
         elif event.action == "hand off":
@@ -105,7 +107,8 @@ class _Follower:
         elif call.hook in FINISH_HOOKS and call.error is None:
             prefill.ended, prefill.ended_at = call, at
             result = call.result
-            prefill.handed_off = isinstance(result, tuple) and len(result) == 2 and bool(result[1])
+            pair = isinstance(result, tuple) and len(result) == 2
+            prefill.handed_off = pair and bool(result[1] or (prefill.routed and result[0]))
 
     def _consume(self, at: int, call: HookCall) -> None:
         decode = self.decodes.get(call.args.get("request", ""))

@@ -75,6 +75,10 @@ timeout = 60
 # Seconds until what the connector stores in the background can be found; left out, it is found by trial.
 # store_delay = 0.1
 
+# Producers and consumers whose router names hand-offs: what it adds to the kv_transfer_params of either side.
+# producer_params = { transfer_id = "{transfer}" }
+# consumer_params = { transfer_id = "{transfer}", remote_engine_id = "{producer}" }
+
 # A class of yours that breaks the connector's store, where that is not made of files below {dir}.
 # faults = "my_package.testing:StoreFaults"
 

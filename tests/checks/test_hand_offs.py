@@ -21,6 +21,7 @@ from test_producer_consumer_findings import (
     sent,
 )
 
+from kvconform.capabilities import exercised
 from kvconform.checks import hand_offs
 from kvconform.checks.hand_offs import Decode, Prefill, prefills
 from kvconform.engine.events import Event, Tokens
@@ -162,3 +163,27 @@ def test_hand_offs_are_counted_where_bytes_were_compared() -> None:
     assert witness("FIN-12", *FETCHED[:-1]) == 0
     assert witness("FIN-12", *FETCHED[:-1], compared(0, request="d", engine=2)) == 0
     assert witness("FIN-12", *FETCHED[:-1], compared(1, request="d", engine=2)) == 1
+
+
+# -- a router's hand-off -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("routed", "answer", "handed_off"),
+    [
+        (True, (True, None), True),
+        (True, (False, None), False),
+        (True, (True, {"blocks": [1]}), True),
+        (False, (True, None), False),
+        (True, None, False),
+        (True, (True,), False),
+    ],
+)
+def test_with_a_router_whoever_keeps_the_blocks_has_handed_off(routed: bool, answer: Any, handed_off: bool) -> None:
+    add = added()
+    if routed:
+        add = replace(add, detail={**add.detail, "routed": True})
+    events = (add, asked("p", 1), ended(answer=answer), handed())
+    assert followed(*events).handed_off is handed_off
+    counted = {name: count for name, count in exercised(history(*events)).items() if name in ("pd", "producer")}
+    assert counted == ({"pd": 1, "producer": 1} if handed_off else {})

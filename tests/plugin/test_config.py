@@ -39,6 +39,12 @@ STORE = "{not a placeholder} {{dir}}"
 
 [engine_env]
 LISTEN = "{port:listener}"
+
+[producer_params]
+id = "{transfer}"
+
+[consumer_params]
+at = ["{producer}", "{producer:LISTEN}", 1]
 """
 
 
@@ -58,6 +64,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.engine_env == {"LISTEN": "{port:listener}"}
     assert config.transfer_timeout == 4.5
     assert config.store_delay == 1.0
+    assert config.producer_params == {"id": "{transfer}"}
+    assert config.consumer_params == {"at": ["{producer}", "{producer:LISTEN}", 1]}
     assert config.faults == "my.testing:Faults"
     assert config.explicit == set(KEYS)
     assert config.baseline == str(tmp_path / "known.toml")
@@ -140,6 +148,15 @@ def test_every_preset_is_valid_and_belongs_to_a_target(tmp_path: Path) -> None:
         ("store_delay = -0.1", "store_delay = -0.1, but expected is a number of seconds, 0 or more"),
         ("store_delay = inf", "store_delay = inf, but expected is a number of seconds, 0 or more"),
         ("store_delay = true", "store_delay = True, but expected is a number of seconds, 0 or more"),
+        ("producer_params = 'x'", "producer_params = 'x', but expected is a table, as a router puts it into kv_tra"),
+        (
+            "consumer_params = { at = ['{dir}'] }",
+            "consumer_params.at[0] = '{dir}' has the unknown placeholder '{dir}': expected are {transfer}, {producer}",
+        ),
+        (
+            "consumer_params = { at = '{producer:PORT}' }",
+            "consumer_params asks for {producer:PORT}, but engine_env sets no PORT: a producer's variable has to be",
+        ),
         ("engine_env = { PORT = 1 }", 'engine_env.PORT = 1, but expected is a string: write PORT = "1".'),
         ("engine_env = { PORT = '{prt}' }", "engine_env.PORT = '{prt}' has the unknown placeholder '{prt}'"),
         ("timeout = true", "timeout = True, but expected is a number of seconds"),

@@ -26,6 +26,7 @@ from kvconform.engine.history import History
 from kvconform.engine.instrument import Recorder
 from kvconform.engine.options import PATIENCE, ConnectorSpec, EngineOptions
 from kvconform.engine.protocol import EngineStopped
+from kvconform.engine.router import Router
 from kvconform.engine.vllm_engine.block_state import BlockStateWatch
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
 from kvconform.engine.vllm_engine.deliveries import Deliveries
@@ -67,6 +68,7 @@ class VllmEngine:
         patience: seconds that a drain waits for transfers when nothing can be computed.
         work: the engine's stream; by default the current one on CUDA, and none on the CPU.
         hurried: whether patience is less than it should be.
+        router: what stands before this engine if it is a producer.
 
     Raises:
         EngineStopped: the connector or vLLM refused to start; the reason is in the history and the exception.
@@ -83,6 +85,7 @@ class VllmEngine:
         patience: float = PATIENCE,
         work: DeviceWork | None = None,
         hurried: bool = False,
+        router: Router | None = None,
     ) -> None:
         prepare(device)
         ensure_parallel_state()
@@ -93,6 +96,7 @@ class VllmEngine:
         self.steps = 0
         self.chains: dict[str, TokenChain] = {}
         self.deliveries = Deliveries()
+        self._router = router
         self._begun: tuple[Any, Any] | None = None
         self._in_flight: deque[tuple[Any, Any]] = deque()
         #: Whether the last step had no tokens.
@@ -130,7 +134,8 @@ class VllmEngine:
     @property
     def delivered(self) -> dict[str, Any]:
         """As in the protocol."""
-        return self.deliveries.params
+        returned = self.deliveries.params
+        return returned if self._router is None else self._router.to_consumer(returned)
 
     @property
     def longest_wait(self) -> float:
@@ -209,6 +214,8 @@ class VllmEngine:
 
     def add(self, spec: RequestSpec) -> None:
         """Queue a request."""
+        if self._router is not None:
+            spec = self._router.to_producer(spec)
         model = self.options.kv_model
         chain = self.chains[spec.id] = token_chain(spec, model)
         # With the tokens that it will generate, so that checks can tell what requests have in common.
@@ -226,6 +233,8 @@ class VllmEngine:
             detail["takes_no_cache"] = True
         if spec.kv_transfer_params is not None:
             detail["kv_transfer_params"] = spec.kv_transfer_params
+            if self._router is not None and self._router.routed(spec.id):
+                detail["routed"] = True
         self.history.add(ProgramAction(self.number, self.steps, "add", detail))
         self._guard("add_request", lambda: self._queue(spec, model))
 
