@@ -11,7 +11,6 @@ import difflib
 import importlib.metadata
 import math
 import os
-import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -21,6 +20,14 @@ from typing import Any, Literal, get_args
 
 from kvconform.api import standin_in_place, vllm_version
 from kvconform.errors import UsageError
+from kvconform.placeholders import (
+    ROUTER_NAME,
+    ROUTER_PLACEHOLDERS,
+    check_placeholders,
+    has_placeholder,
+    placeholders,
+    strings_in,
+)
 from kvconform.presets import find_preset
 from kvconform.rules.model import CAPABILITIES as RULE_CAPABILITIES
 from kvconform.target import Target
@@ -47,7 +54,7 @@ class RunConfig:
     connector: tuple[str, ...] = ()
     #: ``kv_role`` of vLLM's KVTransferConfig.
     kv_role: Role = "kv_both"
-    #: ``kv_connector_extra_config`` of vLLM's KVTransferConfig; strings may hold placeholders, see :func:`expand`.
+    #: ``kv_connector_extra_config`` of vLLM's KVTransferConfig; strings may hold :mod:`kvconform.placeholders`.
     kv_connector_extra_config: Mapping[str, Any] = field(default_factory=dict)
     #: Environment variables, set before vLLM is imported and unset after the run. Taken literally.
     env: Mapping[str, str] = field(default_factory=dict)
@@ -285,15 +292,15 @@ class _Reader:
     def _extra_config(self, key: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise self._wrong(key, value, "a table, as vLLM's --kv-transfer-config takes it")
-        for place, text in _strings_in(value, key):
-            _check_placeholders(f"{self._source}: {place}", text)
+        for place, text in strings_in(value, key):
+            check_placeholders(f"{self._source}: {place}", text)
         return dict(value)
 
     def _params(self, key: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise self._wrong(key, value, "a table, as a router puts it into kv_transfer_params")
-        for place, text in _strings_in(value, key):
-            _check_placeholders(f"{self._source}: {place}", text, _ROUTER_NAME, ROUTER_PLACEHOLDERS)
+        for place, text in strings_in(value, key):
+            check_placeholders(f"{self._source}: {place}", text, ROUTER_NAME, ROUTER_PLACEHOLDERS)
         return dict(value)
 
     def _variables(self, key: str, value: Any) -> dict[str, str]:
@@ -307,7 +314,7 @@ class _Reader:
     def _env(self, key: str, value: Any) -> dict[str, str]:
         variables = self._variables(key, value)
         for name, text in variables.items():
-            if _PLACEHOLDER_NAME.search(text):
+            if has_placeholder(text):
                 raise UsageError(
                     f"{self._source}: {key}.{name} = {text!r} has a placeholder, but the environment is set once, "
                     "before any scenario has a directory or a port: use it in engine_env, or in "
@@ -318,77 +325,8 @@ class _Reader:
     def _engine_env(self, key: str, value: Any) -> dict[str, str]:
         variables = self._variables(key, value)
         for name, text in variables.items():
-            _check_placeholders(f"{self._source}: {key}.{name}", text)
+            check_placeholders(f"{self._source}: {key}.{name}", text)
         return variables
-
-
-# --- placeholders -----------------------------------------------------------------------------------------------------
-
-PLACEHOLDERS = "{dir}, {port} and {port:NAME}"
-ROUTER_PLACEHOLDERS = "{transfer}, {producer} and {producer:VARIABLE}"
-_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_NAME = re.compile(r"dir|port(:[A-Za-z0-9_.-]+)?")
-_ROUTER_NAME = re.compile(r"transfer|producer(:[A-Za-z_][A-Za-z0-9_]*)?")
-_PLACEHOLDER_NAME = re.compile(r"(?<!\{)\{(dir|port(:[A-Za-z0-9_.-]+)?)\}(?!\})")
-
-
-def placeholders(value: Any) -> frozenset[str]:
-    """Names of all placeholders in a value, e.g. ``{"dir", "port:store"}``: what :func:`expand` will need."""
-    return frozenset(
-        match.group(1) for _, text in _strings_in(value, "") for match in _TOKEN.finditer(text) if match.group(1)
-    )
-
-
-def expand(value: Any, substitutions: Mapping[str, str | int]) -> Any:
-    """Copy of a configuration value with its placeholders replaced; pure.
-
-    ``{dir}`` is a fresh directory that all roles and engines of a scenario share. ``{port}`` and ``{port:NAME}`` are
-    free ports; the same NAME is the same port within a scenario. ``{{`` and ``}}`` are literal braces.
-    Values that are not strings keep their type, and so does a string that is one placeholder and nothing else:
-    ``"{port}"`` becomes an int.
-
-    Args:
-        value: any TOML value: tables and lists are walked, keys of tables are left alone.
-        substitutions: value of every placeholder in ``value``, by name (see :func:`placeholders`).
-
-    Raises:
-        KeyError: ``substitutions`` lacks a name.
-    """
-    if isinstance(value, Mapping):
-        return {key: expand(entry, substitutions) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [expand(entry, substitutions) for entry in value]
-    if not isinstance(value, str):
-        return value
-    whole = _TOKEN.fullmatch(value)
-    if whole is not None and whole.group(1):
-        return substitutions[whole.group(1)]
-    literal = {"{{": "{", "}}": "}"}
-    return _TOKEN.sub(lambda m: literal.get(m.group()) or str(substitutions[m.group(1)]), value)
-
-
-def _check_placeholders(place: str, text: str, names: re.Pattern[str] = _NAME, expected: str = PLACEHOLDERS) -> None:
-    for match in _TOKEN.finditer(text):
-        if match.group() in ("{", "}"):
-            raise UsageError(f"{place} = {text!r} has a single '{match.group()}': write it twice to mean a brace.")
-        name = match.group(1)
-        if name is not None and not names.fullmatch(name):
-            raise UsageError(
-                f"{place} = {text!r} has the unknown placeholder '{{{name}}}': expected are {expected}, and a "
-                "literal brace is written twice."
-            )
-
-
-def _strings_in(value: Any, place: str) -> Iterable[tuple[str, str]]:
-    """Every string inside a TOML value, with its dotted place."""
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _strings_in(entry, f"{place}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, entry in enumerate(value):
-            yield from _strings_in(entry, f"{place}[{index}]")
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

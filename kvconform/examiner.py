@@ -15,7 +15,7 @@ from kvconform.capabilities import Shown
 from kvconform.checks import Examination, examine
 from kvconform.checks.calls import offered_by_request
 from kvconform.checks.class_model import ClassObservation
-from kvconform.config import RunConfig, placeholders
+from kvconform.config import RunConfig
 from kvconform.engine.byte_events import WrongBytes
 from kvconform.engine.events import EngineRaised, Unsimulated
 from kvconform.engine.history import History
@@ -24,6 +24,7 @@ from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
 from kvconform.kvcache.shape import KVCacheShape
 from kvconform.outcomes import Inconclusive
+from kvconform.placeholders import placeholders
 from kvconform.scenario.exploration import RULED_OUT, Refused
 from kvconform.scenario.program import Program
 from kvconform.stage import Manner, Stage

@@ -6,7 +6,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from kvconform.config import RunConfig, expand, placeholders
+from kvconform.config import RunConfig
+from kvconform.placeholders import expand, placeholders
 
 
 def engine_environment(config: RunConfig, directory: Path) -> dict[str, str]:

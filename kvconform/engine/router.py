@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvconform.config import expand
+from kvconform.placeholders import expand
 from kvconform.scenario.program import RequestSpec
 
 

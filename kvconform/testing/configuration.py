@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvconform.config import PLACEHOLDERS, ROLES, RunConfig, expand, placeholders
+from kvconform.config import ROLES, RunConfig
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.filling_in import engine_environment, free_port
+from kvconform.placeholders import PLACEHOLDERS, expand, placeholders
 from kvconform.target import Target
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class SharedStore:
         return self._ports[name]
 
     def expand(self, value: Any) -> Any:
-        """Copy of a configuration value with its placeholders replaced, see :func:`kvconform.config.expand`.
+        """Copy of a configuration value with its placeholders replaced, see :func:`kvconform.placeholders.expand`.
 
         Raises:
             ValueError: unknown placeholder.

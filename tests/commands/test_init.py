@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from kvconform.cli import main
 from kvconform.commands.starting import CONFIG, WORKFLOW
-from kvconform.config import KEYS, placeholders, read_run_config
+from kvconform.config import KEYS, read_run_config
+from kvconform.placeholders import placeholders
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvconform.config import CAPABILITIES, KEYS, RunConfig, expand, placeholders, read_run_config
+from kvconform.config import CAPABILITIES, KEYS, RunConfig, read_run_config
 from kvconform.errors import UsageError
+from kvconform.placeholders import expand, placeholders
 from kvconform.presets import find_preset, load_presets
 from kvconform.target import parse_target
 

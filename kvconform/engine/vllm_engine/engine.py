@@ -6,16 +6,15 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from kvconform.api import prepare
-from kvconform.device import DeviceWork, Held
+from kvconform.device import DeviceWork
 from kvconform.engine import compat
 from kvconform.engine.events import (
-    CacheReset,
     DivergentHit,
     EngineStarted,
     HookCall,
@@ -29,6 +28,7 @@ from kvconform.engine.protocol import EngineStopped
 from kvconform.engine.router import Router
 from kvconform.engine.vllm_engine.block_state import BlockStateWatch
 from kvconform.engine.vllm_engine.configuration import build_vllm_config, ensure_parallel_state
+from kvconform.engine.vllm_engine.controls import Controls
 from kvconform.engine.vllm_engine.deliveries import Deliveries
 from kvconform.engine.vllm_engine.divergent_hits import note_divergent_hits
 from kvconform.engine.vllm_engine.drafts import proposals
@@ -55,7 +55,7 @@ EMPTY_STEP_SECONDS = 0.001
 BATCH_QUEUE_SIZE = 2
 
 
-class VllmEngine:
+class VllmEngine(Controls):
     """One engine on the installed vLLM.
 
     Args:
@@ -308,27 +308,6 @@ class VllmEngine:
         self.empty_step = False
         return bool(output.num_scheduled_tokens) or bool(self._guard("has_requests", self.scheduler.has_requests))
 
-    def fail_forward(self, layers: int) -> None:
-        """Let the next forward raise."""
-        self.execution.fail_after = layers
-
-    def hold(self, what: Held | None) -> None:
-        """Make the device slow from the next step on, or no longer."""
-        self.history.add(ProgramAction(self.number, self.steps, f"hold back {what or 'nothing'}", {}))
-        self._guard("holding back work on the device", lambda: self.execution.hold(what))
-
-    def dummy_run(self) -> None:
-        """GPUModelRunner._dummy_run with the connector disabled (vllm/v1/worker/gpu/model_runner.py, 0.32.0)."""
-        self.history.add(ProgramAction(self.number, self.steps, "dummy run", {}))
-        self._guard("dummy run", self.execution.dummy_run)
-        self.execution.check_writes("in a dummy run")
-
-    def repeat_handshake(self) -> None:
-        """EngineCore.wake_up does this from 0.33.0 on, once the KV cache is back."""
-        self.history.add(ProgramAction(self.number, self.steps, "handshake again", {}))
-        crossed = self._guard("collecting handshake metadata", self._handshake_metadata)
-        self._guard("delivering handshake metadata", lambda: compat.deliver_handshake(self.connector, crossed))
-
     def _handshake_metadata(self) -> list[Any]:
         return [self.cross("handshake metadata", each) for each in self.execution.handshake_metadata()]
 
@@ -339,37 +318,6 @@ class VllmEngine:
     def outlast(self, limit: float, meanwhile: Callable[[], object]) -> bool:
         """As in the protocol."""
         return self._waiting.outlast(limit, meanwhile)
-
-    def reset_prefix_cache(self, *, running: bool = False, connector: bool = False) -> bool:
-        """vLLM's own reset."""
-        action = "preempt all" if running else "reset connector" if connector else "forget local"
-        self.history.add(ProgramAction(self.number, self.steps, action, {}))
-
-        def reset() -> bool:
-            try:
-                return bool(
-                    self.scheduler.reset_prefix_cache(reset_running_requests=running, reset_connector=connector)
-                )
-            except RuntimeError:
-                # With reset_running_requests, vLLM raises while a load or a held request keeps blocks. The caller of
-                # the utility gets that error, the engine core lives on (Scheduler.reset_prefix_cache, 0.32.0).
-                if running and self.recorder.raised.error is None:
-                    return False
-                raise
-
-        idle = not self.scheduler.requests
-        succeeded = bool(self._guard("reset_prefix_cache", reset))
-        inherits = compat.inherits(self.connector, "reset_cache")
-        self.history.add(CacheReset(self.number, self.steps, succeeded, idle, running, connector, inherits))
-        return succeeded
-
-    def pause(self, what: Literal["new", "all"] | None) -> None:
-        """Scheduler.set_pause_state, as the engine core's pause and resume do."""
-        from vllm.v1.core.sched.interface import PauseState
-
-        states = {"new": PauseState.PAUSED_NEW, "all": PauseState.PAUSED_ALL, None: PauseState.UNPAUSED}
-        self.history.add(ProgramAction(self.number, self.steps, f"pause {what}" if what else "resume", {}))
-        self._guard("set_pause_state", lambda: self.scheduler.set_pause_state(states[what]))
 
     def audit(self) -> None:
         """What the scheduler still holds; an idle engine holds nothing."""
