@@ -79,6 +79,10 @@ def test_the_class_tells_latents_from_heads(bench: Bench, monkeypatch: pytest.Mo
     assert all(isinstance(batch, MLACommonMetadata) for batch in metadata.values())
     assert not any(isinstance(batch, CPUAttentionMetadata) for batch in metadata.values())
 
+    for engine, is_latent in ((heads, False), (latents, True)):
+        layers = engine.vllm_config.compilation_config.static_forward_context.values()
+        assert [layer.get_attn_backend().is_mla() for layer in layers] == [is_latent, is_latent]
+
 
 def test_it_can_be_printed_compared_and_put_into_a_set() -> None:
     for latent in (True, False):

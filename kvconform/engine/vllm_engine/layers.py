@@ -32,7 +32,9 @@ class SimulatedAttention(AttentionLayerBase):
 
     def get_attn_backend(self) -> type[Any]:
         """A backend of vLLM's own by name; the kernels that it stands for take blocks as the scenario has them."""
-        return simulated_backend(self._kernel_block_size)
+        from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+        return simulated_backend(self._kernel_block_size, isinstance(self.spec, MLAAttentionSpec))
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
         """The spec from the KV cache configuration."""
@@ -40,8 +42,10 @@ class SimulatedAttention(AttentionLayerBase):
 
 
 @cache
-def simulated_backend(kernel_block_size: int | None) -> type[Any]:
+def simulated_backend(kernel_block_size: int | None, latent: bool = False) -> type[Any]:
     """A backend of vLLM's whose kernels take blocks of this size only, or any; the real ones take multiples of 32.
+
+    Of ``latent`` layers it is one for multi-head latent attention (AttentionBackend.is_mla).
 
     Connectors find out from it into which kernel blocks vLLM splits a block (vllm/v1/worker/utils.py,
     select_common_block_size, 0.32.0).
@@ -53,6 +57,10 @@ def simulated_backend(kernel_block_size: int | None) -> type[Any]:
             from vllm.v1.attention.backend import MultipleOf
 
             return [MultipleOf(1) if kernel_block_size is None else kernel_block_size]
+
+        @classmethod
+        def is_mla(cls) -> bool:
+            return latent
 
     return SimulatedBackend
 
