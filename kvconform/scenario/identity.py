@@ -184,8 +184,10 @@ SET_UPS: dict[str, EngineOptions] = {
     "another dtype": EngineOptions(shape=replace(_SHAPE, layers=(LayerShape(dtype="bfloat16"),))),
     "another layout": EngineOptions(shape=replace(_SHAPE, layout="LBHNC")),
     "another block size": EngineOptions(shape=replace(_SHAPE, layers=(LayerShape(block_size=8),))),
-    "another number of ranks": EngineOptions(workers=2),
+    # The heads of the same model are split over the ranks.
+    "another number of ranks": EngineOptions(workers=2, shape=replace(_SHAPE, layers=(LayerShape(num_kv_heads=2),))),
 }
+_ONE_RANK = EngineOptions(shape=replace(_SHAPE, layers=(LayerShape(num_kv_heads=4),)))
 
 
 def _one_after_the_other(length: int, first: EngineOptions, second: EngineOptions) -> Program:
@@ -205,7 +207,8 @@ def _same_set_up(program: Program) -> Program:
 
 def other_set_up(what: str) -> Family:
     """Two engines that agree in all but one respect, one after the other on the same store."""
-    name, first, second = "one store", EngineOptions(), SET_UPS[what]
+    name, second = "one store", SET_UPS[what]
+    first = EngineOptions() if second.workers == 1 else _ONE_RANK
     examples = (_one_after_the_other(3 * BLOCK + 1, first, second),)
     drawn = st.builds(
         lambda length, turned: _one_after_the_other(length, *((second, first) if turned else (first, second))),

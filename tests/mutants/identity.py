@@ -145,18 +145,6 @@ class IgnoresLayout(NamesItsStore):
             pages._pages[name] = page.permute(0, *order)
 
 
-class IgnoresWorldSize(NamesItsStore):
-    """A rank's part is known by the rank alone, not by how many there are (bug 119, vllm#55191)."""
-
-    def leave_out(self, description: dict[str, Any]) -> None:
-        del description["parallel"]
-
-    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
-        super().__init__(vllm_config, role, kv_cache_config)
-        if self._worker is not None:
-            self._worker._world_size = 1
-
-
 class _ReadsWhatFits(WorkerSide):
     """Fills a block with the beginning of whatever is stored under its key."""
 
@@ -165,6 +153,20 @@ class _ReadsWhatFits(WorkerSide):
         payload = data[36 + len(self._label(load.block_hash)) :][: len(row)].ljust(len(row), b"\0")
         row.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
         return True
+
+
+class IgnoresWorldSize(NamesItsStore):
+    """A rank's part is known by the rank alone, not by how many there are (bug 119, vllm#55191)."""
+
+    _worker_class = _ReadsWhatFits
+
+    def leave_out(self, description: dict[str, Any]) -> None:
+        del description["parallel"], description["kv_cache"]["groups"]
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        if self._worker is not None:
+            self._worker._world_size = 1
 
 
 class IgnoresBlockSize(NamesItsStore):
