@@ -77,10 +77,11 @@ def _amid(length: int, steps: Sequence[int], tokens: int, options: EngineOptions
 
 
 def amid_traffic() -> Family:
-    """A reset before a request is admitted, in the step after, while it decodes."""
+    """A reset before a request is admitted, in the step after, while it decodes; and two with no step between them."""
     examples = (
         _amid(3 * BLOCK + 1, (1,), 4, EngineOptions()),
         _amid(2 * BLOCK + 1, (0, 1, 1), BLOCK + 4, EngineOptions(runner="v1")),
+        _amid(BLOCK + 1, (1, 0), 2, EngineOptions()),
     )
     drawn = st.builds(
         _amid,
