@@ -9,6 +9,7 @@ import pytest
 from histories import compared, failing, history, witness
 from test_producer_consumer_findings import (
     FETCHED,
+    GIVEN,
     PREFILL,
     added,
     arrived,
@@ -23,7 +24,8 @@ from test_producer_consumer_findings import (
 
 from kvconform.capabilities import exercised
 from kvconform.checks import hand_offs
-from kvconform.checks.hand_offs import Decode, Prefill, prefills
+from kvconform.checks.hand_offs import Decode, Prefill, kept_rule, prefills
+from kvconform.checks.model import Finding
 from kvconform.engine.events import Event, Tokens
 
 
@@ -187,3 +189,20 @@ def test_with_a_router_whoever_keeps_the_blocks_has_handed_off(routed: bool, ans
     assert followed(*events).handed_off is handed_off
     counted = {name: count for name, count in exercised(history(*events)).items() if name in ("pd", "producer")}
     assert counted == ({"pd": 1, "producer": 1} if handed_off else {})
+
+
+# -- who kept the blocks -----------------------------------------------------------------------------------------------
+
+
+def test_a_symptom_is_the_hold_s_unless_what_was_fetched_was_let_go() -> None:
+    finding = Finding("LOAD-01", "", "", added())
+    let_go, not_handed_off = ended(answer=(False, GIVEN)), ended(answer=(False, None))
+    other = (added("q"), asked("q", 1), ended("q"), handed("e", "q"))
+
+    def rule(*events: Event) -> str:
+        return kept_rule(history(*events), finding)
+
+    assert rule(*PREFILL[:2], let_go, handed()) == "FIN-09"
+    assert rule(*PREFILL[:2], let_go, left()) == "ASYNC-08", "nobody fetched it"
+    assert rule(*PREFILL[:2], not_handed_off, handed()) == "ASYNC-08", "there was nothing to fetch"
+    assert rule(*PREFILL[:2], let_go, handed(), *other) == "ASYNC-08", "another one is kept"

@@ -60,6 +60,8 @@ def test_requests_for_which_less_was_computed_are_no_comparison() -> None:
     assert broken(*NORMAL, *longer) == []
     assert broken(Scheduled(1, 1, {}, {"n1": 1, "n2": 1}), *NORMAL, *longer) == []
     assert broken(Scheduled(1, 1, {}, {"n1": 1, "n2": 1, "n3": 1}), *NORMAL, *longer) == ["FIN-11"]
+    one_longer = (Scheduled(1, 2, {}, {"a2": 1}), *aborted(*LEAVERS), EndedIdsHeld(1, 3, 6, LEAVERS))
+    assert broken(*NORMAL, *one_longer) == []
 
 
 def test_each_engine_is_judged_by_its_own_requests() -> None:
