@@ -168,6 +168,12 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
             f"{place}: transfer_timeout = {merged['transfer_timeout']:g} s, but a scenario is ended after timeout = "
             f"{limit:g} s: timeout must be at least twice as long."
         )
+    if merged.get("store_delay", 0.0) > limit / 10:
+        place = config_file or pyproject or "the command line"
+        raise UsageError(
+            f"{place}: store_delay = {merged['store_delay']:g} s, which a scenario waits up to seven times, but it is "
+            f"ended after timeout = {limit:g} s: timeout must be at least ten times as long."
+        )
     known = {f"producer:{name}" for name in merged.get("engine_env", {})} | {"transfer", "producer"}
     for key in ("producer_params", "consumer_params"):
         for name in sorted(placeholders(merged.get(key, {})) - known):

@@ -26,7 +26,7 @@ seed = 7
 timeout = 9.5
 peer_timeout = 3.0
 transfer_timeout = 4.5
-store_delay = 1
+store_delay = 0.5
 baseline = "known.toml"
 faults = "my.testing:Faults"
 
@@ -64,7 +64,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.env == {"STORE": "{not a placeholder} {{dir}}"}
     assert config.engine_env == {"LISTEN": "{port:listener}"}
     assert config.transfer_timeout == 4.5
-    assert config.store_delay == 1.0
+    assert config.store_delay == 0.5
     assert config.producer_params == {"id": "{transfer}"}
     assert config.consumer_params == {"at": ["{producer}", "{producer:LISTEN}", 1]}
     assert config.faults == "my.testing:Faults"
@@ -146,6 +146,8 @@ def test_every_preset_is_valid_and_belongs_to_a_target(tmp_path: Path) -> None:
             "transfer_timeout = 31 s, but a scenario is ended after timeout = 60 s: timeout must",
         ),
         ("transfer_timeout = 'x'", "transfer_timeout = 'x', but expected is a number of seconds above 0"),
+        ("store_delay = 6.5", "store_delay = 6.5 s, which a scenario waits up to seven times, but it is ended after"),
+        ("store_delay = 0.5\ntimeout = 4", "timeout = 4 s: timeout must be at least ten times as long"),
         ("store_delay = -0.1", "store_delay = -0.1, but expected is a number of seconds, 0 or more"),
         ("store_delay = inf", "store_delay = inf, but expected is a number of seconds, 0 or more"),
         ("store_delay = true", "store_delay = True, but expected is a number of seconds, 0 or more"),
