@@ -10,6 +10,7 @@ import pytest
 from kvconform.config import RunConfig
 from kvconform.engine.events import NeverIdle
 from kvconform.engine.options import STORE, ConnectorSpec, EngineOptions
+from kvconform.engine.router import Router
 from kvconform.engine.vllm_engine import engine as engine_module
 from kvconform.scenario.program import Program
 from kvconform.stage import Manner, Stage
@@ -24,6 +25,7 @@ class Engines:
     def __init__(self) -> None:
         self.patience: list[float] = []
         self.hurried: list[bool] = []
+        self.routers: list[Router | None] = []
         self.specs: list[ConnectorSpec] = []
         self.stuck = False
         self.wait = 0.0
@@ -39,8 +41,10 @@ class Engines:
         p: float,
         *,
         hurried: bool,
+        router: Router | None,
     ) -> Any:
         self.patience.append(p)
+        self.routers.append(router)
         self.hurried.append(hurried)
         self.specs.append(spec)
         if self.stuck:
@@ -126,3 +130,18 @@ def test_a_store_beside_the_connector_belongs_to_one_engine_of_a_pair(engines: E
     assert [spec.child for spec in engines.specs] == [1, 1]
     paths = [store["kv_connector_extra_config"]["path"] for store, _ in children]
     assert [Path(path).name for path in paths] == ["kv_producer", "kv_consumer"]
+
+
+def test_a_router_stands_before_each_engine_of_a_pair_if_the_configuration_has_one(engines: Engines) -> None:
+    pair, alone = Program("pair", pair=("kv_producer", "kv_consumer")), Program("alone")
+    Stage(TARGET, RunConfig()).play(pair)
+    routed = Stage(TARGET, RunConfig(consumer_params={"at": "{producer}"}, engine_env={"PORT": "{port}"}))
+    routed.play(alone)
+    routed.play(pair)
+    assert engines.routers[:3] == [None, None, None]
+    producer, consumer = engines.routers[3:]
+    assert producer is not None
+    assert consumer is not None
+    assert [producer.engine_id, consumer.engine_id] == [spec.engine_id for spec in engines.specs[3:]]
+    assert producer.engine_id != consumer.engine_id
+    assert producer.env == engines.specs[3].env != consumer.env
