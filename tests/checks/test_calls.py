@@ -61,6 +61,7 @@ def _refused(event: EngineRaised, *, sizes: tuple[int, ...] = (16, 16), faults: 
 
 
 BROKEN = StoreBroken(1, 1, "data", "removed", 3)
+SILENT = StoreBroken(1, 1, "silent", "never answered", 3)
 WRITES = StoreBroken(1, 1, "writes", "full", 3)
 NOTHING = StoreBroken(1, 1, "data", "removed", 0)
 
@@ -68,6 +69,7 @@ NOTHING = StoreBroken(1, 1, "data", "removed", 0)
 @pytest.mark.parametrize("loading", ["start_load_kv", "wait_for_layer_load"])
 def test_worker_that_raises_on_a_failed_load_of_several_groups_refuses_to_go_on(loading: str) -> None:
     assert _refused(raised(loading), faults=(BROKEN,))
+    assert _refused(raised(loading), faults=(SILENT,))
     assert _refused(raised(loading), faults=(NOTHING, BROKEN))
 
 

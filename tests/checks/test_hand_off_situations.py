@@ -96,6 +96,7 @@ def test_a_prompt_is_in_chunks_where_its_producer_needed_several_steps() -> None
 def test_a_hand_off_is_behind_a_local_hit_where_the_consumer_had_some_of_it() -> None:
     rest = (load(), arrived(), compared(16, request="d", engine=2))
     assert seen(BEHIND_LOCAL, *PREFILL, handed(), asked("d", 2, computed=16), *rest) == 1
+    assert seen(BEHIND_LOCAL, *PREFILL, handed(), asked("d", 2, computed=1), *rest) == 1
     assert seen(BEHIND_LOCAL, *PREFILL, handed(), asked("d", 2), *rest) == 0
 
 
