@@ -125,7 +125,7 @@ def exercised(history: History) -> Counter[str]:
     seen["persistence"] += _loads_after_a_shutdown(history)
     seen["events"] += sum(event.stored + event.removed > 0 for event in history.of(EventsPublished))
     routed = {action.detail["request"] for action in history.of(ProgramAction) if action.detail.get("routed")}
-    seen["pd"] += sum(call.args["request"] in routed and _keeps(call.result) for call in history.calls(*FINISH_HOOKS))
+    seen["pd"] += sum(call.args["request"] in routed and _keeps(call) for call in history.calls(*FINISH_HOOKS))
     if any(action.action == "hand off" for action in history.of(ProgramAction)):
         # Between two engines; what a connector does for one alone is another matter, and asked in other scenarios.
         return Counter({name: seen["pd"] for name in ("pd", "producer") if seen["pd"]})
@@ -136,9 +136,9 @@ def exercised(history: History) -> Counter[str]:
     return +seen
 
 
-def _keeps(result: Any) -> bool:
-    """Whether the blocks of a request that has ended are kept for somebody to fetch them."""
-    return isinstance(result, tuple) and len(result) == 2 and bool(result[0]) and not result[1]
+def _keeps(finish: HookCall) -> bool:
+    """Whether the blocks are kept for somebody to fetch them, who is told where by a router."""
+    return is_held(finish) and len(finish.result) == 2 and not finish.result[1]
 
 
 def _loads_after_a_shutdown(history: History) -> int:

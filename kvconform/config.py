@@ -162,14 +162,13 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
             values["faults"] = os.path.normpath(folder / values["faults"])
     merged = {key: value for _, values in sources for key, value in values.items()}
     limit = merged.get("timeout", RunConfig.timeout)
+    place = config_file or pyproject or "the command line"
     if merged.get("transfer_timeout", 0.0) > limit / 2:
-        place = config_file or pyproject or "the command line"
         raise UsageError(
             f"{place}: transfer_timeout = {merged['transfer_timeout']:g} s, but a scenario is ended after timeout = "
             f"{limit:g} s: timeout must be at least twice as long."
         )
     if merged.get("store_delay", 0.0) > limit / 10:
-        place = config_file or pyproject or "the command line"
         raise UsageError(
             f"{place}: store_delay = {merged['store_delay']:g} s, which a scenario waits up to seven times, but it is "
             f"ended after timeout = {limit:g} s: timeout must be at least ten times as long."
@@ -177,7 +176,6 @@ def read_run_config(options: Mapping[str, Any], config_file: Path | None, pyproj
     known = {f"producer:{name}" for name in merged.get("engine_env", {})} | {"transfer", "producer"}
     for key in ("producer_params", "consumer_params"):
         for name in sorted(placeholders(merged.get(key, {})) - known):
-            place = config_file or pyproject or "the command line"
             raise UsageError(
                 f"{place}: {key} asks for {{{name}}}, but engine_env sets no {name.partition(':')[2]}: a producer's "
                 "variable has to be one that each engine has of its own."

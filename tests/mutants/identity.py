@@ -156,7 +156,10 @@ class _ReadsWhatFits(WorkerSide):
 
 
 class IgnoresWorldSize(NamesItsStore):
-    """A rank's part is known by the rank alone, not by how many there are (bug 119, vllm#55191)."""
+    """A rank's part is known by the rank alone, not by how many there are (bug 119, vllm#55191).
+
+    Nor by how many heads it has, which follows from that.
+    """
 
     _worker_class = _ReadsWhatFits
 

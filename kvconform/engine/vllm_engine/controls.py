@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 from kvconform.device import Held
@@ -12,7 +13,7 @@ from kvconform.engine.instrument import Recorder
 from kvconform.engine.vllm_engine.execution import Execution
 
 
-class Controls:
+class Controls(ABC):
     """Of an engine: how it is disturbed, reset and paused, each written into the history as an action."""
 
     history: History
@@ -23,13 +24,13 @@ class Controls:
     execution: Execution
     recorder: Recorder
 
+    @abstractmethod
     def _guard(self, during: str, call: Any) -> Any:
         """Run vLLM's code; whatever it raises ends this engine."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _handshake_metadata(self) -> list[Any]:
         """What the workers have for a handshake, as it reaches the scheduler role."""
-        raise NotImplementedError
 
     def fail_forward(self, layers: int) -> None:
         """Let the next forward raise."""
