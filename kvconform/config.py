@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from kvconform.api import standin_in_place, vllm_version
 from kvconform.errors import UsageError
+from kvconform.kvcache.shape import BLOCK_SIZE, LARGEST_CHUNK
 from kvconform.placeholders import (
     ROUTER_NAME,
     ROUTER_PLACEHOLDERS,
@@ -82,6 +83,9 @@ class RunConfig:
     #: Seconds until what the connector stores in the background can be found, waited before it has to be found again;
     #: None to find out by trial, see :mod:`kvconform.store_delay`.
     store_delay: float | None = None
+    #: Tokens of the chunks in which the connector keeps KV; None to find out by trial, see
+    #: :mod:`kvconform.chunk_size`.
+    chunk_size: int | None = None
     #: SPEC of a class that breaks the connector's store, see :mod:`kvconform.faults`; empty if its files can be broken.
     faults: str = ""
     #: File of known failures, see :mod:`kvconform.baseline`; empty for none.
@@ -222,6 +226,7 @@ class _Reader:
             "peer_timeout": self._timeout,
             "transfer_timeout": self._timeout,
             "store_delay": self._delay,
+            "chunk_size": self._chunk_size,
             "faults": self._faults,
             "baseline": self._path,
         }
@@ -282,6 +287,12 @@ class _Reader:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise self._wrong(key, value, "a number of seconds, 0 or more")
         return float(value)
+
+    def _chunk_size(self, key: str, value: Any) -> int:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value % BLOCK_SIZE or not 0 < value <= LARGEST_CHUNK:
+            raise self._wrong(key, value, f"a number of tokens: a multiple of {BLOCK_SIZE}, {LARGEST_CHUNK} at most")
+        return int(value)
 
     def _path(self, key: str, value: Any) -> str:
         if not isinstance(value, str) or "\0" in value:

@@ -53,7 +53,7 @@ class Conformance(Examiner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._demonstrator = Demonstrator(self.glance)
+        self._demonstrator = Demonstrator(lambda program: self.glance(self.fitted(program)))
 
     # -- what the connector can do ---------------------------------------------------------------------------------
 
@@ -132,7 +132,14 @@ class Conformance(Examiner):
         """
         file, _, test = nodeid.partition("::")
         seed = self.config.seed ^ zlib.crc32(f"{file.rpartition('/')[2]}::{test}".encode())
-        return Explorer(family, frozenset(rules), self.glance, self.examine).explore(
+
+        def glance(program: Program) -> Examination:
+            return self.glance(self.fitted(program))
+
+        def examine(program: Program) -> Examination:
+            return self.examine(self.fitted(program))
+
+        return Explorer(family, frozenset(rules), glance, examine).explore(
             Budget(DRAWN[self.config.budget] * family.more, seed)
         )
 
@@ -251,7 +258,7 @@ class Conformance(Examiner):
         return failure_text(
             examination.findings,
             examination.history,
-            program,
+            self.fitted(program),
             target=self.target.id,
             reproduce=self._reproduce(request, family, program, rules, findings=examination.findings),
             contrast=contrast,
@@ -272,7 +279,14 @@ class Conformance(Examiner):
         commands = [rerun_command(nodeid, self.target, self.config)]
         if self.cases is not None and program is not None:
             file = self.cases.save(
-                self.target, self.config, nodeid, family, program, rules=rules, how=how, findings=findings
+                self.target,
+                self.config,
+                nodeid,
+                family,
+                self.fitted(program),
+                rules=rules,
+                how=how,
+                findings=findings,
             )
             if file is not None:
                 commands.append(replay_command(file, self.target, self.config))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from kvconform import capabilities
+from kvconform import capabilities, chunk_size, store_delay
 from kvconform.api import release_of
 from kvconform.capabilities import Shown
 from kvconform.checks import Examination, examine
@@ -22,17 +22,24 @@ from kvconform.engine.history import History
 from kvconform.faults import Setting, StoreFaults
 from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
-from kvconform.kvcache.shape import KVCacheShape
+from kvconform.kvcache.shape import BLOCK_SIZE, KVCacheShape
 from kvconform.outcomes import Inconclusive
 from kvconform.placeholders import placeholders
 from kvconform.scenario.exploration import RULED_OUT, Refused
 from kvconform.scenario.program import Program
 from kvconform.stage import Manner, Stage
-from kvconform.store_delay import find_store_delay, trial
 from kvconform.target import Target
 
 #: How many scenarios in a row are waited for once more and in vain before the rest of a process' run is spared that.
 PATIENT_IN_VAIN = 5
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What scenarios have to be like for this connector: its chunks in tokens, and how long its stores take."""
+
+    chunk_size: int = BLOCK_SIZE
+    store_delay: float = 0.0
 
 
 @dataclass
@@ -96,7 +103,7 @@ class Examiner:
 
     def _keep(self, program: Program, *, patient: bool) -> Examination:
         try:
-            new = self.examine_anew(program, Manner(patient, self.store_delay))
+            new = self.examine_anew(program, Manner(patient, self.tried.store_delay))
         except Refused as error:
             self._examined[repr(program)] = str(error)
             raise
@@ -111,22 +118,41 @@ class Examiner:
                 f"{RULED_OUT} engine_env names one port for an engine, and two connectors of this class would share it"
             )
 
+    def fitted(self, program: Program) -> Program:
+        """A program of the suites for chunks of the size that this connector has.
+
+        One that is for another size already is left as it is.
+        """
+        if program.chunk_size != BLOCK_SIZE:
+            return program
+        return replace(program, chunk_size=self.tried.chunk_size)
+
     @cached_property
-    def store_delay(self) -> float:
-        """Seconds to wait for what was stored, as the configuration says or as a trial shows."""
-        if self.config.store_delay is not None:
-            return self.config.store_delay
+    def tried(self) -> Tried:
+        """What the configuration says, and trials show where it says nothing."""
         try:
-            found = find_store_delay(self._offered)
+            found = self._try()
         except (Refused, HungError, CrashedError):
             # As the scenarios will show.
-            return 0.0
-        if self.room is not None:
-            self.room.store_delay = found
+            found = Tried(self.config.chunk_size or BLOCK_SIZE, self.config.store_delay or 0.0)
+        if self.room is not None and self.config.store_delay is None:
+            self.room.store_delay = found.store_delay
+        if self.room is not None and self.config.chunk_size is None and found.chunk_size != BLOCK_SIZE:
+            self.room.chunk_size = found.chunk_size
         return found
 
-    def _offered(self, store_delay: float) -> Mapping[str, int]:
-        return self.examine_anew(trial(), Manner(store_delay=store_delay)).offered
+    def _try(self) -> Tried:
+        size, delay = self.config.chunk_size, self.config.store_delay
+        if size is None:
+            delays = (0.0, store_delay.LONG) if delay is None else (delay,)
+            size = chunk_size.find_chunk_size(self._offers_of(chunk_size.trial()), delays)
+        if delay is None:
+            program = replace(store_delay.trial(), chunk_size=size)
+            delay = store_delay.find_store_delay(self._offers_of(program), size)
+        return Tried(size, delay)
+
+    def _offers_of(self, program: Program) -> Callable[[float], Mapping[str, int]]:
+        return lambda delay: self.examine_anew(program, Manner(store_delay=delay)).offered
 
     def examine_anew(self, program: Program, manner: Manner) -> Examination:
         """As :meth:`glance`, but play it whatever is known of it."""

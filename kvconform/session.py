@@ -352,7 +352,7 @@ class ConformanceSession:
             incomplete=self._census.incomplete({*self._results, *self._crashed}, [t.id for t in self._targets]),
             no_such_target=self.no_such_target,
             spent=spent.sentence(time.monotonic() - self._began, len(self._spent)),
-            waits=spent.waits(),
+            trials=spent.trials(),
         )
 
     def no_such_target(self, target: str) -> str | None:

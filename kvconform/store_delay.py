@@ -33,10 +33,13 @@ def trial() -> Program:
     return program("store and reload at once", actions)
 
 
-def find_store_delay(offers: Offers) -> float:
-    """Seconds to wait for what was stored; 0 if all of it is found at once, or no more of it for waiting."""
+def find_store_delay(offers: Offers, chunk_size: int = BLOCK) -> float:
+    """Seconds to wait for what was stored; 0 if all of it is found at once, or no more of it for waiting.
+
+    ``chunk_size`` is that of the program that is played.
+    """
     at_once = offers(0.0)
-    if all(at_once.get(f"reload{index}", 0) >= BLOCKS * BLOCK for index in range(PROMPTS)):
+    if all(at_once.get(f"reload{index}", 0) >= BLOCKS * chunk_size for index in range(PROMPTS)):
         return 0.0
     late = offers(LONG)
     if sum(late.values()) <= sum(at_once.values()):

@@ -23,7 +23,7 @@ NOT_FULL = (
 
 def _examined(conformance: Conformance, promises: full_store.Promises, rounds: int = full_store.ROUNDS) -> Examination:
     try:
-        return conformance.examine(full_store.filled(rounds, promises))
+        return conformance.examine(conformance.fitted(full_store.filled(rounds, promises)))
     except Refused as error:
         raise NotApplicable(refusal_words(str(error))) from None
 

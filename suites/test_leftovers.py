@@ -17,7 +17,7 @@ def test_shutdown_leaves_no_thread_descriptor_or_file_behind(
     conformance: Conformance, request: pytest.FixtureRequest
 ) -> None:
     """After shutdown of both roles no thread, socket, shared memory segment or temporary file is left."""
-    left, obstacle = conformance.leftovers(transfer.reload().examples[0])
+    left, obstacle = conformance.leftovers(conformance.fitted(transfer.reload().examples[0]))
     findings = [
         Finding(
             "SHUT-07",

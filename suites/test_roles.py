@@ -82,7 +82,7 @@ def test_engines_side_by_side_do_not_disturb_each_other(
     family = roles.side_by_side()
     found: list[Finding] = []
     with contextlib.suppress(Refused):
-        for program in family.examples:
+        for program in map(conformance.fitted, family.examples):
             alone = conformance.examine(replace(program, twin=False))
             found += disturbance(conformance.examine(program), alone)
     if found:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kvconform.kvcache.shape import KVCacheShape
-from kvconform.scenario.program import Add, Program, RequestSpec, Restart, Step
+from kvconform.scenario.program import Add, HandOff, Program, RequestSpec, Restart, Step
+from kvconform.scenario.stretching import stretched
 
 MAX_ACTIONS = 5_000
 MAX_STEPS = 100_000
@@ -17,6 +18,10 @@ MAX_TURNS = 20
 
 def program_problem(program: Program) -> str:
     """Why a program is not played, as a clause; empty if nothing speaks against it."""
+    return _problem(program) or _problem(stretched(program))
+
+
+def _problem(program: Program) -> str:
     if len(program.actions) > MAX_ACTIONS:
         return f"it has {len(program.actions):,} actions, and no scenario has more than {MAX_ACTIONS:,}"
     options = [program.options, *(a.options for a in program.actions if isinstance(a, Restart) and a.options)]
@@ -35,7 +40,7 @@ def program_problem(program: Program) -> str:
         return f"it runs {sum(steps):,} steps, and no scenario runs more than {MAX_STEPS:,}"
     tokens = 0
     for action in program.actions:
-        if isinstance(action, Add):
+        if isinstance(action, Add | HandOff):
             count = _tokens(action.request)
             if count is None:
                 return f"the request {action.request.id[:40]!r} has a prompt or a max_tokens that no request can have"

@@ -22,9 +22,8 @@ from kvconform.scenario.program import Program
 
 FORMAT = "kvconform-case"
 #: Of the whole file, programs included: raised whenever an older kvconform would misread it. Files of version 1 name
-#: nothing that has to be seen beyond compared loads.
-FORMAT_VERSION = 2
-_OLDER_VERSIONS = (1,)
+#: nothing that has to be seen beyond compared loads, those before 3 no size of chunks.
+FORMAT_VERSION = 3
 #: No case that kvconform writes comes near these.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 60
@@ -156,10 +155,9 @@ def from_data(data: Any, catalogue: Catalogue) -> Case:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CaseError(f'it is not a case of kvconform: expected is an object with "format": "{FORMAT}".')
     version = data.get("format_version")
-    readable = (*_OLDER_VERSIONS, FORMAT_VERSION)
-    if type(version) is not int or version not in readable:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CaseError(
-            f"it has format version {_short(version)}, and this kvconform reads {' and '.join(map(str, readable))}: "
+            f"it has format version {_short(version)}, and this kvconform reads 1 to {FORMAT_VERSION}: "
             "use the kvconform that wrote it."
         )
     if _too_deep(data):

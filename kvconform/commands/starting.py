@@ -75,6 +75,9 @@ timeout = 60
 # Seconds until what the connector stores in the background can be found; left out, it is found by trial.
 # store_delay = 0.1
 
+# Tokens of the chunks in which the connector keeps KV; left out, they are found by trial.
+# chunk_size = 256
+
 # Producers and consumers whose router names hand-offs: what it adds to the kv_transfer_params of either side.
 # producer_params = { transfer_id = "{transfer}" }
 # consumer_params = { transfer_id = "{transfer}", remote_engine_id = "{producer}" }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvconform.checks.model import Examination
 from kvconform.isolation.room import CrashedError, HungError, Room
+from kvconform.stage import Manner
 
 if TYPE_CHECKING:
     from kvconform.conformance import Conformance
@@ -68,7 +69,7 @@ def _played(conformance: Conformance, nursery: Nursery, directory: Path, program
     extra = _literal(conformance.stage.connector_spec(directory).extra_config)
     config = replace(conformance.config, kv_connector_extra_config=extra)
     with contextlib.closing(Room(conformance.target, config, nursery)) as room:
-        return room.examine(program)
+        return room.examine(conformance.fitted(program), Manner(store_delay=conformance.tried.store_delay))
 
 
 def _literal(value: Any) -> Any:

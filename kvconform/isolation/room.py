@@ -72,8 +72,10 @@ class Room:
         #: Scenarios that were played to the end, and the seconds that all took.
         self.played = 0
         self.seconds = 0.0
-        #: Seconds that are waited for what was stored, if a trial has shown that they have to be.
+        #: Seconds that are waited for what was stored, and the size of the connector's chunks in tokens, if a trial has
+        #: shown that they make a difference.
         self.store_delay = 0.0
+        self.chunk_size = 0
         #: The chapter that scenarios are played for, where lines are measured.
         self.context = ""
 

@@ -15,6 +15,11 @@ LAYOUTS: tuple[str, ...] = ("LBNHC", "LBHNC", "LHBNC", "BLHNC", "BLNHC", "BHLNC"
 # dtype name -> bytes per element. uint8 stands for every format that vLLM stores as raw bytes (fp8 and others).
 DTYPES: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1}
 
+#: Tokens per block, where nothing else is said.
+BLOCK_SIZE = 16
+#: Tokens of the largest chunks that a connector may keep KV in: a prompt of eight has to be within the model's length.
+LARGEST_CHUNK = 4096
+
 AttentionKind = Literal["full", "sliding_window", "mla"]
 LayerKind = Literal[AttentionKind, "recurrent"]
 
@@ -43,7 +48,7 @@ class LayerShape:
     head_size: int = 8
     head_size_v: int | None = None
     dtype: str = "float16"
-    block_size: int = 16
+    block_size: int = BLOCK_SIZE
     sliding_window: int | None = None
     page_padding: int = 0
     states: tuple[State, ...] = ()

@@ -104,8 +104,8 @@ class RunReport:
     baseline_not_tried: tuple[str, ...] = ()
     #: Where the time went; empty where nothing was played.
     spent: str = ""
-    #: What scenarios waited for, see :meth:`kvconform.report.spent.Spent.waits`.
-    waits: str = ""
+    #: What trials have shown, see :meth:`kvconform.report.spent.Spent.trials`.
+    trials: tuple[str, ...] = ()
 
     @property
     def excused(self) -> tuple[str, ...]:
@@ -148,7 +148,7 @@ def build_report(
     incomplete: Iterable[tuple[str, str]] = (),
     no_such_target: Callable[[str], str | None] = lambda _: None,
     spent: str = "",
-    waits: str = "",
+    trials: tuple[str, ...] = (),
 ) -> RunReport:
     """Put the results of all tests in the catalogue's order.
 
@@ -168,7 +168,7 @@ def build_report(
         incomplete: (target id, rule id) of rules some of whose tests did not run.
         no_such_target: why no connector of some id can exist, or None.
         spent: where the time went, in a sentence.
-        waits: what scenarios waited for, a sentence for each connector that makes it necessary.
+        trials: what trials have shown, in a sentence each.
     """
     levels = {rule.id: rule.level for rule in catalogue}
     verdicts = aggregate(results, levels)
@@ -200,7 +200,7 @@ def build_report(
     )
     needed = [catalogue.rule(rule) for rule in required]
     shown = tuple(_standing(target, needed, capabilities or {}) for target in targets if target.chapters)
-    return RunReport(shown, unusable, environment, baseline.file, fit.problems, fit.not_tried, spent, waits)
+    return RunReport(shown, unusable, environment, baseline.file, fit.problems, fit.not_tried, spent, trials)
 
 
 def _standing(

@@ -12,20 +12,26 @@ class Spent:
 
     ``starting`` is for torch and vLLM to be imported, ``playing`` for scenarios to be played and judged in the
     connectors' processes. ``store_delays`` is, by target id, how long each reload waits for what the connector
-    stores in the background, where a trial has shown that it has to.
+    stores in the background, and ``chunk_sizes`` in chunks of how many tokens it keeps KV, where a trial has shown
+    that scenarios have to go by it.
     """
 
     scenarios: int = 0
     playing: float = 0.0
     starting: float = 0.0
     store_delays: Mapping[str, float] = field(default_factory=dict)
+    chunk_sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Spent) -> Spent:
         delays = dict(self.store_delays)
         for target, delay in other.store_delays.items():
             delays[target] = max(delay, delays.get(target, 0.0))
         return Spent(
-            self.scenarios + other.scenarios, self.playing + other.playing, self.starting + other.starting, delays
+            self.scenarios + other.scenarios,
+            self.playing + other.playing,
+            self.starting + other.starting,
+            delays,
+            {**self.chunk_sizes, **other.chunk_sizes},
         )
 
     def __sub__(self, other: Spent) -> Spent:
@@ -34,15 +40,22 @@ class Spent:
             self.playing - other.playing,
             self.starting - other.starting,
             self.store_delays,
+            self.chunk_sizes,
         )
 
-    def waits(self) -> str:
-        """What was waited for, a line for each connector that makes it necessary."""
-        return "\n".join(
+    def trials(self) -> tuple[str, ...]:
+        """What trials have shown, in a sentence each."""
+        delays = (
             f"{target} stores in the background: scenarios wait {delay:g} s before they look for what it stored, as a "
             f"trial has shown (store_delay = {delay:g} in the configuration does without the trial)"
             for target, delay in self.store_delays.items()
         )
+        sizes = (
+            f"{target} keeps KV in chunks of {size} tokens: prompts have a chunk wherever others have a block, as a "
+            f"trial has shown (chunk_size = {size} in the configuration does without the trial)"
+            for target, size in self.chunk_sizes.items()
+        )
+        return (*sizes, *delays)
 
     def sentence(self, total: float, processes: int = 1) -> str:
         """One line.

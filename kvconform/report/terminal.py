@@ -110,8 +110,8 @@ def render(report: RunReport, *, width: int, color: bool) -> str:
     for sentence in report.baseline_not_tried:
         console.print(Text.assemble(("BASELINE ", "bold yellow"), sentence))
     console.print(Text(report.environment))
-    if report.waits:
-        console.print(Text(report.waits))
+    for sentence in report.trials:
+        console.print(Text(sentence))
     if report.spent:
         console.print(Text(report.spent))
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from kvconform.checks.model import Finding, Situation
 from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Runner
-from kvconform.kvcache.shape import KVCacheShape
+from kvconform.kvcache.shape import BLOCK_SIZE, KVCacheShape
 from kvconform.scenario.program import Action, Add, Drain, ForgetLocal, Program, RequestSpec
 
 Strategy = st.SearchStrategy[Program]
 #: (seed, length) segments.
 Prompt = tuple[tuple[int, int], ...]
-BLOCK = 16
+BLOCK = BLOCK_SIZE
 PLAIN = KVCacheShape()
 RUNNERS: tuple[Runner, ...] = ("v2", "v1")
 

@@ -38,7 +38,7 @@ _OPTIONS = st.builds(lambda runner: EngineOptions(runner=runner), st.sampled_fro
 
 @dataclass(frozen=True)
 class LookAlike:
-    """Two requests with the same token ids that differ in ``what``.
+    """Two requests that differ in ``what`` and are the same in all else, most of them in all token ids.
 
     ``tagged`` tells that vLLM's own hashes tell them apart from 0.31.0 on only.
     """
@@ -77,6 +77,7 @@ LOOK_ALIKES: tuple[LookAlike, ...] = (
     _pair("the position of a multimodal item", _PICTURE, items=(Item(12, 16, "cat"),)),
     _pair("the order of multimodal items", _PICTURES, items=(Item(16, 8, "dog"), Item(24, 8, "cat"))),
     _pair("tokens of an earlier block", RequestSpec("first", ((1, 16), (9, 37)), 2), prompt=((2, 16), (9, 37))),
+    _pair("the last tokens of a block", RequestSpec("first", ((1, 28), (2, 25)), 2), prompt=((1, 28), (3, 25))),
 )
 
 

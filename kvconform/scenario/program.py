@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from kvconform.engine.options import EngineOptions
 from kvconform.kvcache.oracle import Identity, TokenChain, prompt_tokens
+from kvconform.kvcache.shape import BLOCK_SIZE, LARGEST_CHUNK
 
 #: The token id that stands for multimodal content, and the seed of segments that consist of it.
 PLACEHOLDER_TOKEN = 7
@@ -346,6 +347,9 @@ class Program:
 
     With ``pair`` there are two engines of these kv_roles, a producer and a consumer; actions are the producer's until a
     :class:`Turn`. Draining steps the other one, too.
+
+    ``chunk_size`` are the tokens of a chunk of the connector that the program is for: with more than those of a block,
+    what is played is the program as :func:`kvconform.scenario.stretching.stretched` makes it.
     """
 
     name: str
@@ -353,3 +357,10 @@ class Program:
     actions: tuple[Action, ...] = ()
     twin: bool = False
     pair: tuple[KVRole, KVRole] | None = None
+    chunk_size: int = BLOCK_SIZE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.chunk_size <= LARGEST_CHUNK or self.chunk_size % BLOCK_SIZE:
+            raise ValueError(
+                f"chunk_size is {self.chunk_size}, and must be a multiple of {BLOCK_SIZE}, {LARGEST_CHUNK} at most"
+            )

@@ -48,6 +48,7 @@ from kvconform.scenario.program import (
     Turn,
     twin_of,
 )
+from kvconform.scenario.stretching import stretched
 from kvconform.scenario.wording import describe_action
 
 # Steps that two engines take together before each goes on alone; a twin program's requests need a dozen.
@@ -82,6 +83,7 @@ class Player:
     _waiting: BreakStore | None = None
 
     def __post_init__(self) -> None:
+        self.program = stretched(self.program)
         make = self.make_store
         self._store = FaultyDisk(self.directory) if make is None else make(self._connectors)
         self._pair = Pair(self.history, self.peer_timeout)

@@ -34,10 +34,12 @@ from kvconform.scenario.program import (
     Step,
     Turn,
 )
+from kvconform.scenario.stretching import stretched
 
 
 def program_lines(program: Program) -> list[str]:
-    """The program as numbered lines for a failure text."""
+    """The program, as it is played, as numbered lines for a failure text."""
+    program = stretched(program)
     text = [f"engine: {describe_options(program.options)}"]
     if program.twin:
         text.append(

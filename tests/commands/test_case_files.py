@@ -171,7 +171,7 @@ for _ in range(30):
 HOSTILE: dict[str, tuple[Any, str]] = {
     "a list": ([1, 2], 'expected is an object with "format": "kvconform-case"'),
     "a report": ({"format": "kvconform-report"}, 'expected is an object with "format": "kvconform-case"'),
-    "another version": (changed(format_version=3), "it has format version 3, and this kvconform reads 1 and 2"),
+    "another version": (changed(format_version=4), "it has format version 4, and this kvconform reads 1 to 3"),
     "a version that is true": (changed(format_version=True), "it has format version True"),
     "no version": ({"format": "kvconform-case"}, "it has format version None"),
     "an unknown key": (changed(run="os.system"), "the case has the unknown key 'run'"),

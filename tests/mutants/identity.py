@@ -82,6 +82,14 @@ class BlocksOnTheirOwn(KeepsOwnKeys):
             return [start, *request.all_token_ids[start:end]]
 
 
+class BeginningsOfBlocks(KeepsOwnKeys):
+    """A block is known by its first tokens and by what comes before them (R20: token chain)."""
+
+    class Keys(OwnKeys):
+        def tokens(self, request: Any, start: int, end: int) -> list[int]:
+            return list(request.all_token_ids[: (start + end) // 2])
+
+
 class IgnoresEmbeddings(KeepsOwnKeys):
     """Prompts of embeddings are all zeros to it (bug 112, UCM#1370)."""
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from kvconform.engine.instrument import described
 from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.errors import EngineUnusableError
-from kvconform.kvcache.shape import KVCacheShape
+from kvconform.kvcache.shape import LARGEST_CHUNK, KVCacheShape
 
 if TYPE_CHECKING:
     from vllm.config import ParallelConfig, SpeculativeConfig, VllmConfig
     from vllm.config.kv_transfer import KVTransferConfig
 
+MAX_MODEL_LEN = 8 * LARGEST_CHUNK
 # What the model on paper has besides the geometry, which is that of the scenario's KV cache, see model_geometry.
 _MODEL_CONFIG = {
     "architectures": ["OPTForCausalLM"],
@@ -32,7 +33,7 @@ _MODEL_CONFIG = {
     "ffn_dim": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": MAX_MODEL_LEN,
     "word_embed_proj_dim": 64,
     "do_layer_norm_before": True,
     "torch_dtype": "float16",
@@ -40,7 +41,6 @@ _MODEL_CONFIG = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
-MAX_MODEL_LEN = 2048
 
 
 @cache

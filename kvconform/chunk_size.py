@@ -1,0 +1,45 @@
+"""How many tokens of a prompt a connector has to be given before it keeps any: the size of its chunks.
+
+Many keep KV in chunks of several blocks, 256 tokens by default, and find nothing of a shorter prompt. For them
+scenarios are stretched (:mod:`kvconform.scenario.stretching`). The configuration may say the size; else it is found by
+trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from kvconform.engine.options import EngineOptions
+from kvconform.kvcache.shape import BLOCK_SIZE, LARGEST_CHUNK, KVCacheShape
+from kvconform.scenario.family import store_then_reload
+from kvconform.scenario.program import Program
+
+#: Chunks that are tried, in tokens. Between two of them the smallest prompt that is found tells the size.
+SIZES = (16, 32, 64, 128, 256, 512, 1024)
+
+# Plays the trial's program, waiting so many seconds for what was stored; request id -> tokens offered.
+Offers = Callable[[float], Mapping[str, int]]
+
+
+def trial() -> Program:
+    """A prompt of each size and one token more, stored and asked for again."""
+    blocks = sum(SIZES) // BLOCK_SIZE + 2 * len(SIZES)
+    prompts = [((index, size + 1),) for index, size in enumerate(SIZES)]
+    options = EngineOptions(KVCacheShape(num_blocks=blocks))
+    return Program("prompts of growing length", options, tuple(store_then_reload(prompts)))
+
+
+def find_chunk_size(offers: Offers, delays: Sequence[float]) -> int:
+    """Tokens of the smallest hit, as a multiple of a block; those of a block if nothing is found at all.
+
+    Args:
+        offers: plays the trial.
+        delays: seconds to wait for what was stored, one trial after the other until one finds a single block.
+    """
+    found: list[int] = []
+    for delay in delays:
+        found += [tokens for tokens in offers(delay).values() if tokens > 0]
+        if found and min(found) <= BLOCK_SIZE:
+            break
+    blocks = -(-min(found, default=BLOCK_SIZE) // BLOCK_SIZE)
+    return min(blocks * BLOCK_SIZE, LARGEST_CHUNK)
