@@ -56,9 +56,7 @@ def test_a_longer_prompt_stays_the_longer_one_and_has_as_many_whole_chunks_as_it
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), SIZES)
-def test_segments_end_where_such_a_prompt_does_or_within_the_same_block(
-    lengths: list[int], size: int
-) -> None:
+def test_segments_end_where_such_a_prompt_does_or_within_the_same_block(lengths: list[int], size: int) -> None:
     prompt = tuple(enumerate(lengths))
     parts = request_of(RequestSpec("r", prompt), size).prompt
     assert [seed for seed, _ in parts] == [seed for seed, _ in prompt]
