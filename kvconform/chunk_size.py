@@ -30,7 +30,7 @@ def trial() -> Program:
 
 
 def find_chunk_size(offers: Offers, delays: Sequence[float]) -> int:
-    """Tokens of the smallest hit, as a multiple of a block; those of a block if nothing is found at all.
+    """Tokens of the smallest hit, as a multiple of a block; 0 if nothing is found at all.
 
     Args:
         offers: plays the trial.
@@ -41,5 +41,5 @@ def find_chunk_size(offers: Offers, delays: Sequence[float]) -> int:
         found += [tokens for tokens in offers(delay).values() if tokens > 0]
         if found and min(found) <= BLOCK_SIZE:
             break
-    blocks = -(-min(found, default=BLOCK_SIZE) // BLOCK_SIZE)
+    blocks = -(-min(found, default=0) // BLOCK_SIZE)
     return min(blocks * BLOCK_SIZE, LARGEST_CHUNK)

@@ -131,24 +131,24 @@ class Examiner:
     def tried(self) -> Tried:
         """What the configuration says, and trials show where it says nothing."""
         try:
-            found = self._try()
+            return self._try()
         except (Refused, HungError, CrashedError):
             # As the scenarios will show.
-            found = Tried(self.config.chunk_size or BLOCK_SIZE, self.config.store_delay or 0.0)
-        if self.room is not None and self.config.store_delay is None:
-            self.room.store_delay = found.store_delay
-        if self.room is not None and self.config.chunk_size is None and found.chunk_size != BLOCK_SIZE:
-            self.room.chunk_size = found.chunk_size
-        return found
+            return Tried(self.config.chunk_size or BLOCK_SIZE, self.config.store_delay or 0.0)
 
     def _try(self) -> Tried:
         size, delay = self.config.chunk_size, self.config.store_delay
         if size is None:
             delays = (0.0, store_delay.LONG) if delay is None else (delay,)
-            size = chunk_size.find_chunk_size(self._offers_of(chunk_size.trial()), delays)
+            found = chunk_size.find_chunk_size(self._offers_of(chunk_size.trial()), delays)
+            if self.room is not None and found != BLOCK_SIZE:
+                self.room.chunk_size = found
+            size = found or BLOCK_SIZE
         if delay is None:
             program = replace(store_delay.trial(), chunk_size=size)
             delay = store_delay.find_store_delay(self._offers_of(program), size)
+            if self.room is not None:
+                self.room.store_delay = delay
         return Tried(size, delay)
 
     def _offers_of(self, program: Program) -> Callable[[float], Mapping[str, int]]:

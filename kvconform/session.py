@@ -315,6 +315,11 @@ class ConformanceSession:
         declared = next(self._run_config.for_target(t).capabilities for t in self._targets if t.id == target)
         return self._shown.get(target, Shown()).table(declared)
 
+    def _loads(self, target: str) -> bool:
+        """Whether a target was seen to load something, from its store or from another engine."""
+        shown = self._shown.get(target, Shown()).exercised
+        return any(shown.get(name) for name in ("sync-load", "async-load", "pd"))
+
     def _environment(self) -> str:
         config = self._run_config
         return describe_environment(
@@ -352,7 +357,7 @@ class ConformanceSession:
             incomplete=self._census.incomplete({*self._results, *self._crashed}, [t.id for t in self._targets]),
             no_such_target=self.no_such_target,
             spent=spent.sentence(time.monotonic() - self._began, len(self._spent)),
-            trials=spent.trials(),
+            trials=spent.trials([target.id for target in self._targets if self._loads(target.id)]),
         )
 
     def no_such_target(self, target: str) -> str | None:

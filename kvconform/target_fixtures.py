@@ -67,7 +67,7 @@ class Rooms:
         rooms = self._rooms.values()
         waited = 0.0 if self._nursery is None else self._nursery.waited_in_all
         delays = {room.target.id: room.store_delay for room in rooms if room.store_delay}
-        sizes = {room.target.id: room.chunk_size for room in rooms if room.chunk_size}
+        sizes = {room.target.id: room.chunk_size for room in rooms if room.chunk_size is not None}
         played, seconds = sum(room.played for room in rooms), sum(room.seconds for room in rooms)
         return Spent(played, seconds, waited, delays, sizes)
 

@@ -72,10 +72,10 @@ class Room:
         #: Scenarios that were played to the end, and the seconds that all took.
         self.played = 0
         self.seconds = 0.0
-        #: Seconds that are waited for what was stored, and the size of the connector's chunks in tokens, if a trial has
-        #: shown that they make a difference.
+        #: What trials have shown, if it makes a difference: seconds that are waited for what was stored, and tokens of
+        #: the connector's chunks, 0 where nothing was found of any prompt.
         self.store_delay = 0.0
-        self.chunk_size = 0
+        self.chunk_size: int | None = None
         #: The chapter that scenarios are played for, where lines are measured.
         self.context = ""
 

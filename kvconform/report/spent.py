@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -13,7 +13,7 @@ class Spent:
     ``starting`` is for torch and vLLM to be imported, ``playing`` for scenarios to be played and judged in the
     connectors' processes. ``store_delays`` is, by target id, how long each reload waits for what the connector
     stores in the background, and ``chunk_sizes`` in chunks of how many tokens it keeps KV, where a trial has shown
-    that scenarios have to go by it.
+    that scenarios have to go by it; 0 tokens where nothing was found.
     """
 
     scenarios: int = 0
@@ -43,8 +43,12 @@ class Spent:
             self.chunk_sizes,
         )
 
-    def trials(self) -> tuple[str, ...]:
-        """What trials have shown, in a sentence each."""
+    def trials(self, loading: Collection[str]) -> tuple[str, ...]:
+        """What trials have shown, in a sentence each.
+
+        Args:
+            loading: ids of the targets that were seen to load something after all.
+        """
         delays = (
             f"{target} stores in the background: scenarios wait {delay:g} s before they look for what it stored, as a "
             f"trial has shown (store_delay = {delay:g} in the configuration does without the trial)"
@@ -54,8 +58,15 @@ class Spent:
             f"{target} keeps KV in chunks of {size} tokens: prompts have a chunk wherever others have a block, as a "
             f"trial has shown (chunk_size = {size} in the configuration does without the trial)"
             for target, size in self.chunk_sizes.items()
+            if size
         )
-        return (*sizes, *delays)
+        nothing = (
+            f"{target} has found nothing of any prompt that was computed before: what only loads can show is "
+            "inconclusive (docs/guide.md, Stores that find nothing, says why that may be)"
+            for target, size in self.chunk_sizes.items()
+            if not size and target not in loading
+        )
+        return (*sizes, *delays, *nothing)
 
     def sentence(self, total: float, processes: int = 1) -> str:
         """One line.

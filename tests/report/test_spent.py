@@ -22,19 +22,25 @@ def test_what_was_waited_for_is_said_for_each_connector_with_the_longest_of_seve
     spent = Spent(1, store_delays={"a:A": 0.03}) + Spent(1, store_delays={"a:A": 0.15, "b:B": 0.6})
     spent += Spent(1, store_delays={"a:A": 0.03}) - Spent(1)
     assert spent.store_delays == {"a:A": 0.15, "b:B": 0.6}
-    first, second = spent.trials()
+    first, second = spent.trials([])
     assert first.startswith("a:A stores in the background: scenarios wait 0.15 s before they look for what it stored")
     assert first.endswith("(store_delay = 0.15 in the configuration does without the trial)")
     assert second.startswith("b:B ")
-    assert Spent(8, 30.0, 24.0).trials() == ()
+    assert Spent(8, 30.0, 24.0).trials([]) == ()
 
 
 def test_the_size_of_chunks_is_said_for_each_connector_that_has_some() -> None:
     spent = Spent(1, chunk_sizes={"a:A": 256}) + Spent(1, store_delays={"a:A": 0.06}) - Spent(1)
-    size, delay = spent.trials()
+    size, delay = spent.trials([])
     assert size.startswith("a:A keeps KV in chunks of 256 tokens: prompts have a chunk wherever others have a block")
     assert size.endswith("(chunk_size = 256 in the configuration does without the trial)")
     assert delay.startswith("a:A stores in the background")
+
+
+def test_that_nothing_was_found_is_said_of_those_that_never_loaded_anything() -> None:
+    spent = Spent(1, chunk_sizes={"a:A": 0, "b:B": 0})
+    (sentence,) = spent.trials(["b:B"])
+    assert sentence.startswith("a:A has found nothing of any prompt that was computed before: what only loads")
 
 
 def test_nothing_is_said_where_nothing_was_played() -> None:
