@@ -6,6 +6,7 @@ check of their own (kvconform.scenario.family.Family.shown).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from kvconform.checks.hand_offs import CONSUMER, PRODUCER, Decode, Prefill, arrived, of_decodes
@@ -60,18 +61,15 @@ V2 = _shown("hand-offs between two engines with model runner V2's order of hooks
 # -- what happens on the way -------------------------------------------------------------------------------------------
 
 
-def _pieces(history: History) -> Mapping[str, int]:
+def _pieces(history: History) -> Counter[str]:
     """By request of the producer: the steps that held some of its prompt's tokens."""
-    steps: dict[str, int] = {}
-    for event in history.of(Scheduled):
-        for request in event.scheduled if event.engine == PRODUCER else ():
-            steps[request] = steps.get(request, 0) + 1
-    return steps
+    events = (event for event in history.of(Scheduled) if event.engine == PRODUCER)
+    return Counter(request for event in events for request in event.scheduled)
 
 
 def _in_pieces(history: History, prefill: Prefill, _: Decode) -> bool:
     # Every step but the last is one of the prompt's where a single token is generated.
-    return prefill.generated == 1 and history.derived(_pieces).get(prefill.request, 0) > 1
+    return prefill.generated == 1 and history.derived(_pieces)[prefill.request] > 1
 
 
 CHUNKS = _shown(

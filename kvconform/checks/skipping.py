@@ -6,6 +6,7 @@ what tells is whether their KV arrives in slots that they have yet to compute.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from kvconform.checks.calls import offered
@@ -22,24 +23,25 @@ _EXPECTED = "all tokens of {} are computed: it must not be served from any cache
 def _served(history: History) -> Iterator[Finding]:
     """The first load of each such request that the engine did not ask for, or that it was made to ask for."""
     told: set[tuple[int, str]] = set()
-    barred: set[tuple[int, str]] = set()
-    offers: dict[tuple[int, str], int] = {}
+    barred: dict[tuple[int, str], bool] = {}
+    offers: Counter[tuple[int, str]] = Counter()
     for event in history.events:
-        if isinstance(event, ProgramAction) and event.action == "add" and event.detail.get("takes_no_cache"):
-            barred.add((event.engine, event.detail["request"]))
+        if isinstance(event, ProgramAction) and event.action == "add":
+            # An id may be that of an earlier request which was another matter.
+            barred[event.engine, event.detail["request"]] = bool(event.detail.get("takes_no_cache"))
         elif isinstance(event, HookCall) and event.hook == "get_num_new_matched_tokens":
             offers[event.engine, event.args["request"]] = offered(event)
         elif isinstance(event, HookCall) and event.hook == "update_state_after_alloc":
             key, tokens = (event.engine, event.args["request"]), event.args["num_external_tokens"]
             # Up to 0.30.0 the scheduler takes the answer as it is.
-            if tokens > 0 and key in barred and key not in told:
+            if tokens > 0 and barred.get(key) and key not in told:
                 told.add(key)
                 yield _finding(event, key[1], f"{tokens} of them were offered, and are loaded")
         elif isinstance(event, Stray) and event.barred:
             (request,) = event.owners
             if (event.engine, request) not in told:
                 told.add((event.engine, request))
-                answer = offers.get((event.engine, request), 0)
+                answer = offers[event.engine, request]
                 what = f": {event.observed[0]}" if event.observed else ""
                 yield _finding(
                     event,
@@ -67,10 +69,10 @@ def _computed_all_the_same(history: History) -> Mapping[str, int]:
         elif isinstance(event, Compared) and event.external_tokens and (event.engine, event.request) in requests:
             loaded.add((event.engine, requests[event.engine, event.request][0]))
         elif isinstance(event, Scheduled):
-            for request in event.new:
-                first, barred = requests.get((event.engine, request), ((), False))
-                if barred and ((event.engine, first) in loaded or (event.engine, request) in handed_off):
-                    computed.add((event.engine, request))
+            for key in requests.keys() & {(event.engine, request) for request in event.new}:
+                first, barred = requests[key]
+                if barred and ((event.engine, first) in loaded or key in handed_off):
+                    computed.add(key)
     return {"requests that had to be computed although their prefix is stored": len(computed)}
 
 

@@ -21,9 +21,9 @@ def done(step: int, **ids: list[str]) -> HookCall:
     return HookCall(1, step, "worker", "get_transfer_results", {"finished_req_ids": []}, result)
 
 
-def pair(step: int, *received: str) -> HookCall:
+def pair(step: int, *received: str, sent: tuple[str, ...] = ()) -> HookCall:
     """The answer that vLLM asked for before 0.30.0."""
-    return HookCall(1, step, "worker", "get_finished", {}, ({"set": []}, {"set": list(received)}))
+    return HookCall(1, step, "worker", "get_finished", {}, ({"set": list(sent)}, {"set": list(received)}))
 
 
 def failed(step: int, *blocks: int) -> HookCall:
@@ -50,6 +50,7 @@ LOADING = (child(match((16, True))), child(alloc(16)))
 @pytest.mark.parametrize(
     ("events", "rule"),
     [
+        ((*NOT_CHOSEN, child(done(1, finished_recving=["r1"]))), "MUL-02"),
         ((*NOT_CHOSEN, child(done(2, finished_recving=["r1"]))), "MUL-02"),
         ((*LOADING, child(done(2, finished_recving=["r1"])), child(done(3, finished_recving=["r1"]))), "MUL-02"),
         ((child(finished(1, held=False)), child(done(2, finished_sending=["r1"]))), "MUL-02"),
@@ -58,6 +59,7 @@ LOADING = (child(match((16, True))), child(alloc(16)))
             (*LOADING, child(done(2, finished_recving=["r1"])), child(built(3)), child(failed(3, 2))),
             "MUL-06",
         ),
+        ((*NOT_CHOSEN, child(done(1, failed_recving=["r1"]))), "MUL-06"),
         ((*NOT_CHOSEN, child(done(2, failed_recving=["r1"]))), "MUL-06"),
         ((child(match((16, False))), child(alloc(16)), child(built(2)), child(failed(2, 2))), "MUL-06"),
         ((child(finished(1, held=True)), *[child(done(step, finished_sending=["r1"])) for step in (2, 3)]), "MUL-02"),
@@ -93,6 +95,10 @@ def test_child_that_minds_its_own_business(events: tuple[Event, ...]) -> None:
 
 def test_answers_of_get_finished_count_once_where_vllm_asks_around_it() -> None:
     assert "MUL-02" not in broken(*LOADING, child(pair(2, "r1")), child(done(2, finished_recving=["r1"])))
+    held = child(finished(1, held=True))
+    both = (child(pair(2, sent=("r1",))), child(done(2, finished_sending=["r1"])))
+    assert "MUL-02" not in broken(held, *both)
+    assert witness("MUL-02", held, *both) == 1
 
 
 def test_first_of_what_is_not_the_childs_is_a_symptom_of_its_request() -> None:

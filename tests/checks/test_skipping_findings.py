@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from histories import alloc, broken, compared, found, match, stray, witness
+from histories import alloc, broken, compared, ended, found, match, stray, witness
 
-from kvconform.engine.events import Event, ProgramAction, Scheduled
+from kvconform.engine.events import EngineStarted, Event, ProgramAction, Scheduled
 
 PROMPT = tuple(range(40))
 
@@ -38,6 +38,26 @@ def test_load_that_an_older_engine_was_made_to_ask_for_is_told() -> None:
     assert finding.observed == "32 of them were offered, and are loaded"
 
 
+def test_load_of_a_single_token_that_an_older_engine_was_made_to_ask_for_is_told() -> None:
+    (finding,) = found("MATCH-15", add("scored", barred=True), alloc(1, request="scored"))
+    assert finding.observed == "1 of them were offered, and are loaded"
+
+
+def test_load_that_an_older_engine_asks_for_again_after_a_preemption_is_told_once() -> None:
+    first, again = (
+        (match((32, False), request="scored", step=step), alloc(32, request="scored", step=step)) for step in (2, 4)
+    )
+    preempted = Scheduled(1, 3, {}, {}, preempted=("scored",))
+    (finding,) = found("MATCH-15", add("scored", barred=True), *first, preempted, *again)
+    assert finding.at.step == 2
+
+
+def test_request_that_may_be_loaded_under_the_id_of_an_earlier_one_that_may_not_is_none_of_its_business() -> None:
+    events = (add("r1", barred=True), begun("r1"), ended("r1", 2), add("r1"))
+    events = (*events, match((32, False), step=3), alloc(32, step=3))
+    assert not found("MATCH-15", *events)
+
+
 @pytest.mark.parametrize(
     "event",
     [alloc(32, request="plain"), alloc(0, request="scored"), alloc(32, request="scored", engine=2)],
@@ -52,8 +72,16 @@ def test_request_that_is_computed_behind_a_load_of_its_prefix_is_the_witness() -
     assert witness("MATCH-15", *SCORED, *LOADED) == 0, "what is loaded later may have been stored by it"
     assert witness("MATCH-15", *LOADED, add("other", PROMPT[::-1], barred=True), begun("other")) == 0
     assert witness("MATCH-15", *LOADED, add("plain2"), begun("plain2")) == 0
+    assert witness("MATCH-15", *LOADED, SCORED[0], add("plain2"), begun("plain2")) == 0, "it may wait for ever"
     assert witness("MATCH-15", *LOADED, add("scored", engine=2, barred=True), begun("scored", 2)) == 0
     assert witness("MATCH-15", add("plain"), compared(0, request="plain"), *SCORED) == 0
+
+
+@pytest.mark.parametrize(("block_size", "seen"), [(16, 1), (32, 0)])
+def test_prefix_that_is_loaded_has_to_be_a_block_of_the_request_that_is_computed(block_size: int, seen: int) -> None:
+    other_end = (*PROMPT[:20], *reversed(PROMPT[20:]))
+    scored = (add("scored", other_end, barred=True), begun("scored"))
+    assert witness("MATCH-15", EngineStarted(1, 0, (block_size,), "recompute"), *LOADED, *scored) == seen
 
 
 @pytest.mark.parametrize(
