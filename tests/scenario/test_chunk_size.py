@@ -34,7 +34,7 @@ class Store:
     def __call__(self, delay: float) -> Mapping[str, int]:
         self.tried.append(delay)
         late = delay < self.seconds
-        return {f"reload{i}": 0 if late else size // self.chunk * self.chunk for i, size in enumerate(SIZES)}
+        return {f"reload{i}": 0 if late else (size + 1) // self.chunk * self.chunk for i, size in enumerate(SIZES)}
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,21 @@ def test_the_smallest_hit_tells_the_size_of_a_chunk(store: Store, size: int, tri
     assert store.tried == tried
 
 
+def test_a_smallest_number_of_tokens_is_no_more_than_the_prompt_is_about() -> None:
+    assert (
+        find_chunk_size(lambda _: {f"reload{i}": (size + 1) * (size > 100) for i, size in enumerate(SIZES)}, (0.0,))
+        == 128
+    )
+
+
 def test_of_several_trials_the_smallest_hit_counts() -> None:
     answers = iter([{"reload4": 256}, {"reload0": 0, "reload2": 64}])
     assert find_chunk_size(lambda _: next(answers), (0.0, 0.2)) == 64
 
 
-def test_prompts_of_the_trial_are_one_token_longer_than_each_size() -> None:
+def test_prompts_of_the_trial_are_two_tokens_longer_than_each_size() -> None:
     lengths = [action.request.prompt_length for action in trial().actions if isinstance(action, Add)]
-    assert lengths == [size + 1 for size in SIZES] * 2
+    assert lengths == [size + 2 for size in SIZES] * 2
 
 
 class Trials(Examiner):
