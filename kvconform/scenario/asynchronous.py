@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from kvconform.scenario.family import BLOCK, RUNNERS, Family
 from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
+    AbortOnArrival,
+    AbortOnceLoading,
     Action,
     Add,
     Drain,
@@ -78,15 +81,30 @@ def loads_at_once() -> Family:
 # -- aborts --
 
 
-def _aborted(steps: int, prompt: Prompt, options: EngineOptions, during: bool = False) -> Program:
-    """A reload is aborted after some steps; others take its blocks, and the prompt is reloaded once more.
+#: When a request is aborted that is to be loaded: after so many steps, in the next one before its results are taken, or
+#: in the one that promises its load, whenever that comes.
+_Moment = int | Literal["next step", "once loading"]
 
-    ``during`` the next step, however fast the load is, it has not arrived for the scheduler (EngineCore.step).
+
+def _leaves(request: str, moment: _Moment) -> list[Action]:
+    match moment:
+        case "next step":
+            return [AbortDuringStep(request)]
+        case "once loading":
+            return [AbortOnceLoading(request)]
+        case steps:
+            return [Step(steps), Abort(request)]
+
+
+def _aborted(moment: _Moment, prompt: Prompt, options: EngineOptions) -> Program:
+    """A reload is aborted; others take its blocks, and the prompt is reloaded once more.
+
+    However fast a load is, it has not arrived for the scheduler where the abort comes in before the results of the
+    step that promised it (EngineCore.step).
     """
     actions: list[Action] = [
         *stored(prompt, OTHER),
-        Add(RequestSpec("reload", prompt, 4)), Add(RequestSpec("beside", OTHER, 6)),
-        *([Step(steps)] if steps else []), AbortDuringStep("reload") if during else Abort("reload"),
+        Add(RequestSpec("reload", prompt, 4)), Add(RequestSpec("beside", OTHER, 6)), *_leaves("reload", moment),
         # As many blocks as there are: the aborted request's are among them as soon as they are free.
         Add(RequestSpec("taker", ((3, 5 * BLOCK + 3),), 3)), Step(2),
         Add(RequestSpec("taker2", ((4, 5 * BLOCK + 3),), 3)), Drain(),
@@ -97,42 +115,42 @@ def _aborted(steps: int, prompt: Prompt, options: EngineOptions, during: bool = 
 
 
 def _without_aborts(program: Program) -> Program:
-    aborts = (Abort, AbortDuringStep)
+    aborts = (Abort, AbortDuringStep, AbortOnceLoading, AbortOnArrival)
     return replace(program, actions=tuple(action for action in program.actions if not isinstance(action, aborts)))
 
 
 def aborted_loads() -> Family:
     """A request that is aborted before, while and after its KV is loaded."""
-    moments: tuple[tuple[int, Runner], ...] = ((1, "v2"), (2, "v1"), (3, "v2"))
-    examples = (
-        *(_aborted(steps, LONG, EngineOptions(runner=runner)) for steps, runner in moments),
-        *(_aborted(0, LONG, EngineOptions(runner=runner), during=True) for runner in RUNNERS),
-    )
+    moments: tuple[tuple[_Moment, Runner], ...] = (
+        (1, "v2"), (2, "v1"), (3, "v2"), ("once loading", "v2"), ("once loading", "v1"),
+    )  # fmt: skip
+    examples = tuple(_aborted(moment, LONG, EngineOptions(runner=runner)) for moment, runner in moments)
     prompts = st.integers(BLOCK, 4 * BLOCK).map(lambda n: ((1, n),))
-    drawn = st.builds(_aborted, st.integers(1, 8), prompts, _options(), st.booleans())
+    moment = st.one_of(st.integers(1, 8), st.sampled_from(("next step", "once loading")))
+    drawn = st.builds(_aborted, moment, prompts, _options())
     return Family("aborted loads", "ASYNC-09", examples, drawn, "aborts", _without_aborts)
 
 
-def _as_they_arrive(moments: Sequence[int], prompt: Prompt, options: EngineOptions) -> Program:
-    """Reloads that are each aborted in some step, after the workers have run it."""
+def _as_they_arrive(moments: Sequence[int | None], prompt: Prompt, options: EngineOptions) -> Program:
+    """Reloads, each aborted in some step after the workers have run it; None: in the one that reports its load."""
     actions = stored(prompt)
     for index, steps in enumerate(moments):
         reload = RequestSpec(f"reload{index}", prompt, 4)
-        actions += [Add(reload), Step(steps), AbortDuringStep(reload.id), Drain(), ForgetLocal()]
+        if steps is None:
+            actions += [AbortOnArrival(reload.id), Add(reload), Drain(), ForgetLocal()]
+        else:
+            actions += [Add(reload), Step(steps), AbortDuringStep(reload.id), Drain(), ForgetLocal()]
     return Program("aborted as they arrive", options, tuple(actions))
 
 
 def aborted_as_they_arrive() -> Family:
     """The report of a load is in the results of the very step in which its request is aborted."""
-    moments = (1, 0, 2, 1, 3, 1)
+    moments = (None, 1, 0, 2, 1, 3, 1)
     examples = tuple(_as_they_arrive(moments, LONG, EngineOptions(runner=runner)) for runner in RUNNERS)
     prompts = st.integers(BLOCK + 1, 4 * BLOCK).map(lambda n: ((1, n),))
-    drawn = st.builds(_as_they_arrive, st.lists(st.integers(0, 5), min_size=1, max_size=4), prompts, _options())
-
-    def control(program: Program) -> Program:
-        return replace(program, actions=tuple(a for a in program.actions if not isinstance(a, AbortDuringStep)))
-
-    return Family("aborted as they arrive", "ORDER-15", examples, drawn, "aborts as loads arrive", control)
+    moment = st.one_of(st.none(), st.integers(0, 5))
+    drawn = st.builds(_as_they_arrive, st.lists(moment, min_size=1, max_size=4), prompts, _options())
+    return Family("aborted as they arrive", "ORDER-15", examples, drawn, "aborts as loads arrive", _without_aborts)
 
 
 # -- ids that are used again --

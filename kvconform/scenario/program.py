@@ -145,6 +145,16 @@ class AbortDuringStep:
 
 
 @dataclass(frozen=True)
+class AbortOnceLoading:
+    """Run steps until one promises a load to the request; abort it between that step's execution and its results.
+
+    A connector that puts its answer off is asked again first. Nothing is aborted where no load is promised.
+    """
+
+    request: str
+
+
+@dataclass(frozen=True)
 class AbortOnArrival:
     """From here on: abort a request in the step whose results report the end of its load, before they are taken."""
 
@@ -313,6 +323,7 @@ Action = (
     Add
     | Abort
     | AbortDuringStep
+    | AbortOnceLoading
     | AbortOnArrival
     | FailForward
     | Step

@@ -22,6 +22,7 @@ from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
     AbortOnArrival,
+    AbortOnceLoading,
     Action,
     Add,
     BreakStore,
@@ -53,7 +54,7 @@ from kvconform.scenario.wording import describe_action
 
 # Steps that two engines take together before each goes on alone; a twin program's requests need a dozen.
 TWIN_STEP_LIMIT = 200
-# Steps within which a load that a program wants to break is promised, or never.
+# Steps within which a load that a program wants to break or to abort is promised, or never.
 STEPS_TO_A_LOAD = 100
 
 # Makes an engine: options, the shared history and provenance, and the engine's number from 1.
@@ -175,16 +176,32 @@ class Player:
             with contextlib.suppress(*((EngineStopped,) if suppress else ())):
                 engine.shutdown()
 
-    def _step(self, aborts: tuple[str, ...] = ()) -> bool:
-        """One step of every engine; all of them schedule before the first one executes."""
+    def _begin_step(self) -> tuple[list[Engine], set[str]]:
+        """All engines schedule; which of them have something to execute, and to which requests loads are promised."""
         mark = len(self.history.events)
         begun = [engine for engine in self._acting() if engine.begin_step()]
-        if self._waiting is not None and any(map(_promises_load, self.history.events[mark:])):
+        promised = {load for event in self.history.events[mark:] for load in _promised_loads(event)}
+        if self._waiting is not None and promised:
             self._break(self._waiting)
             self._waiting = None
+        return begun, promised
+
+    def _step(self, aborts: tuple[str, ...] = ()) -> bool:
+        """One step of every engine; all of them schedule before the first one executes."""
+        begun, _ = self._begin_step()
         for engine in begun:
             engine.finish_step(aborts)
         return bool(begun)
+
+    def _abort_once_loading(self, request_id: str) -> None:
+        """A request to which no load is promised ends by itself."""
+        for _ in range(STEPS_TO_A_LOAD):
+            begun, promised = self._begin_step()
+            loading = request_id in promised
+            for engine in begun:
+                engine.finish_step((request_id,) if loading else ())
+            if loading or not begun:
+                return
 
     def _fail_forward(self, layers: int) -> None:
         """Step until the forward raises, and go on with new engines; these shut down as after a dead engine core."""
@@ -231,6 +248,8 @@ class Player:
                     self._step()
             case AbortDuringStep(request_id):
                 self._step((request_id,))
+            case AbortOnceLoading(request_id):
+                self._abort_once_loading(request_id)
             case FailForward(layers):
                 self._fail_forward(layers)
             case Drain():
@@ -294,13 +313,11 @@ def _act(engine: Engine, action: Action, *, twin: bool) -> None:
             engine.repeat_handshake()
 
 
-def _promises_load(event: Event) -> bool:
-    """Whether the scheduler has told the connector which tokens it has to load."""
-    return (
-        isinstance(event, HookCall)
-        and event.hook == "update_state_after_alloc"
-        and event.args["num_external_tokens"] > 0
-    )
+def _promised_loads(event: Event) -> tuple[str, ...]:
+    """The request whose tokens the scheduler has told the connector to load, if that is what happened."""
+    if isinstance(event, HookCall) and event.hook == "update_state_after_alloc":
+        return (event.args["request"],) if event.args["num_external_tokens"] > 0 else ()
+    return ()
 
 
 def play(

@@ -9,6 +9,7 @@ from kvconform.scenario.program import (
     Abort,
     AbortDuringStep,
     AbortOnArrival,
+    AbortOnceLoading,
     Action,
     Add,
     BreakStore,
@@ -108,6 +109,9 @@ def describe_action(action: Action) -> str:
         return f"abort {action.request}"
     if isinstance(action, AbortDuringStep):
         return f"run 1 step, and abort {action.request} between its execution and its results"
+    if isinstance(action, AbortOnceLoading):
+        name = action.request
+        return f"run until a load is promised to {name}, and abort it between that step's execution and its results"
     if isinstance(action, AbortOnArrival):
         return f"in the step that reports the end of {action.request}'s load, abort it between execution and results"
     if isinstance(action, FailForward):

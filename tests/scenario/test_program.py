@@ -14,6 +14,7 @@ from kvconform.kvcache.provenance import Provenance
 from kvconform.scenario.program import (
     Abort,
     AbortOnArrival,
+    AbortOnceLoading,
     Add,
     Drain,
     DummyRun,
@@ -95,6 +96,7 @@ def test_prompt_logprobs_are_a_number_that_sampling_params_take() -> None:
             "add e: prompt 2 tokens (2 tokens of seed 1), max_tokens=1, not to be served from any cache",
         ),
         (Abort("a"), "abort a"),
+        (AbortOnceLoading("a"), "run until a load is promised to a, and abort it between that step's execution and"),
         (AbortOnArrival("a"), "in the step that reports the end of a's load, abort it"),
         (Step(3), "run 3 steps"),
         (Drain(), "run until idle"),
