@@ -81,11 +81,14 @@ class RunConfig:
     #: Seconds after which a load or a save of the connector that has not ended counts as one that never will.
     transfer_timeout: float = 10.0
     #: Seconds until what the connector stores in the background can be found, waited before it has to be found again;
-    #: None to find out by trial, see :mod:`kvconform.store_delay`.
+    #: None to find out by trial, see :mod:`kvconform.trials.store_delay`.
     store_delay: float | None = None
     #: Tokens of the chunks in which the connector keeps KV; None to find out by trial, see
-    #: :mod:`kvconform.chunk_size`.
+    #: :mod:`kvconform.trials.chunk_size`.
     chunk_size: int | None = None
+    #: Whether each scenario's model has a name of its own, so that a store that outlives it is none of the next one's;
+    #: None to find out by trial, see :mod:`kvconform.trials.outliving`.
+    fresh_model_names: bool | None = None
     #: SPEC of a class that breaks the connector's store, see :mod:`kvconform.faults`; empty if its files can be broken.
     faults: str = ""
     #: File of known failures, see :mod:`kvconform.baseline`; empty for none.
@@ -227,6 +230,7 @@ class _Reader:
             "transfer_timeout": self._timeout,
             "store_delay": self._delay,
             "chunk_size": self._chunk_size,
+            "fresh_model_names": self._truth,
             "faults": self._faults,
             "baseline": self._path,
         }
@@ -293,6 +297,11 @@ class _Reader:
         if not whole or value % BLOCK_SIZE or not 0 < value <= LARGEST_CHUNK:
             raise self._wrong(key, value, f"a number of tokens: a multiple of {BLOCK_SIZE}, {LARGEST_CHUNK} at most")
         return int(value)
+
+    def _truth(self, key: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
 
     def _path(self, key: str, value: Any) -> str:
         if not isinstance(value, str) or "\0" in value:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from kvconform import capabilities, chunk_size, store_delay
+from kvconform import capabilities
 from kvconform.api import release_of
 from kvconform.capabilities import Shown
 from kvconform.checks import Examination, examine
@@ -29,17 +30,10 @@ from kvconform.scenario.exploration import RULED_OUT, Refused
 from kvconform.scenario.program import Program
 from kvconform.stage import Manner, Stage
 from kvconform.target import Target
+from kvconform.trials.needs import Needs, find, said
 
 #: How many scenarios in a row are waited for once more and in vain before the rest of a process' run is spared that.
 PATIENT_IN_VAIN = 5
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What scenarios have to be like for this connector: its chunks in tokens, and how long its stores take."""
-
-    chunk_size: int = BLOCK_SIZE
-    store_delay: float = 0.0
 
 
 @dataclass
@@ -103,7 +97,8 @@ class Examiner:
 
     def _keep(self, program: Program, *, patient: bool) -> Examination:
         try:
-            new = self.examine_anew(program, Manner(patient, self.tried.store_delay))
+            with self.models(fresh=self.needs.fresh_model_names) as models:
+                new = self.examine_anew(program, Manner(patient, self.needs.store_delay, models))
         except Refused as error:
             self._examined[repr(program)] = str(error)
             raise
@@ -125,34 +120,33 @@ class Examiner:
         """
         if program.chunk_size != BLOCK_SIZE:
             return program
-        return replace(program, chunk_size=self.tried.chunk_size)
+        return replace(program, chunk_size=self.needs.chunk_size)
 
     @cached_property
-    def tried(self) -> Tried:
-        """What the configuration says, and trials show where it says nothing."""
+    def needs(self) -> Needs:
+        """What the suites' scenarios have to be like for this connector."""
         try:
-            return self._try()
+            found = find(self.config, self._offered)
         except (Refused, HungError, CrashedError):
             # As the scenarios will show.
-            return Tried(self.config.chunk_size or BLOCK_SIZE, self.config.store_delay or 0.0)
+            return said(self.config)
+        if self.room is not None:
+            self.room.shown = found.shown
+        return found
 
-    def _try(self) -> Tried:
-        size, delay = self.config.chunk_size, self.config.store_delay
-        if size is None:
-            delays = (0.0, store_delay.LONG) if delay is None else (delay,)
-            found = chunk_size.find_chunk_size(self._offers_of(chunk_size.trial()), delays)
-            if self.room is not None and found != BLOCK_SIZE:
-                self.room.chunk_size = found
-            size = found or BLOCK_SIZE
-        if delay is None:
-            program = replace(store_delay.trial(), chunk_size=size)
-            delay = store_delay.find_store_delay(self._offers_of(program), size)
-            if self.room is not None:
-                self.room.store_delay = delay
-        return Tried(size, delay)
+    def _offered(self, program: Program, delay: float, fresh: bool) -> Mapping[str, int]:
+        with self.models(fresh=fresh) as models:
+            return self.examine_anew(program, Manner(store_delay=delay, models=models)).offered
 
-    def _offers_of(self, program: Program) -> Callable[[float], Mapping[str, int]]:
-        return lambda delay: self.examine_anew(program, Manner(store_delay=delay)).offered
+    @contextlib.contextmanager
+    def models(self, *, fresh: bool) -> Iterator[str]:
+        """A folder for models that have other names than those of all other scenarios; empty for the usual ones."""
+        folder = tempfile.mkdtemp(prefix="kvconform-models-") if fresh else ""
+        try:
+            yield folder
+        finally:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def examine_anew(self, program: Program, manner: Manner) -> Examination:
         """As :meth:`glance`, but play it whatever is known of it."""

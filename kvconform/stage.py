@@ -13,7 +13,7 @@ from typing import Any
 from kvconform.config import RunConfig
 from kvconform.engine.events import NeverIdle
 from kvconform.engine.history import History
-from kvconform.engine.options import STORE, STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
+from kvconform.engine.options import STORE, STRANGER, ConnectorSpec, EngineOptions, below_multi_connector, name_suffix
 from kvconform.engine.protocol import Engine
 from kvconform.engine.router import Router
 from kvconform.faults import Setting, StoreFaults
@@ -22,6 +22,7 @@ from kvconform.isolation.template import Specs, Template
 from kvconform.kvcache.provenance import Provenance
 from kvconform.scenario.failures_by_hook import HookedStore
 from kvconform.scenario.program import BreakStore, Program, RefuseWrites
+from kvconform.scenario.renaming import renamed
 from kvconform.scenario.run import EngineFactory, Player, StoreFactory, play
 from kvconform.target import Target
 
@@ -33,10 +34,20 @@ LONGER_THAN_ANY = 3.0
 
 @dataclass(frozen=True)
 class Manner:
-    """How a program is played: on engines that do not hurry if ``patient``, and how long the store takes, seconds."""
+    """How a program is played: on engines that do not hurry if ``patient``, and how long the store takes, seconds.
+
+    ``models`` is a folder for models whose names end with a part of its name, and so do the ids of requests; empty for
+    the names and ids that all scenarios share.
+    """
 
     patient: bool = False
     store_delay: float = 0.0
+    models: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """What names of models and ids of requests end with."""
+        return name_suffix(self.models)
 
 
 AT_ONCE = Manner()
@@ -83,11 +94,14 @@ class Stage:
             FaultsFailed: the vendor's class does not do what it should.
         """
         directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
+        program = renamed(program, manner.suffix) if manner.suffix else program
         try:
             full = self._patience_with(program)
             patience = full if manner.patient else self._hurried_patience(program, full)
             engines: list[Engine] = []
-            specs = self._specs(program, directory)
+            specs = {
+                second: replace(spec, models=manner.models) for second, spec in self._specs(program, directory).items()
+            }
             make = self._engines(program, directory, specs, patience, engines, hurried=patience < full)
             apart = None if self.template is None else self.template.apart(specs)
             make_store = self._stores(directory, specs)

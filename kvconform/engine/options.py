@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kvconform.kvcache.shape import KVCacheShape
@@ -28,7 +28,8 @@ class ConnectorSpec:
     """Which connector, in KVTransferConfig's terms; ``module_path`` None means a name in vLLM's registry.
 
     ``child`` says which child of a MultiConnector is the connector under test; None if there is none. ``env`` are
-    environment variables that are set while the connector is built.
+    environment variables that are set while the connector is built. ``models`` is a folder in which the models are
+    that its engines run, and which their names show; empty for the one that all engines share.
     """
 
     class_name: str
@@ -38,6 +39,12 @@ class ConnectorSpec:
     engine_id: str | None = None
     child: int | None = None
     env: dict[str, str] = field(default_factory=dict)
+    models: str = ""
+
+
+def name_suffix(models: str) -> str:
+    """What the names of models in this folder end with: the part of its own that nobody else has; empty for none."""
+    return "-" + models.rpartition("-")[2] if models else ""
 
 
 def below_multi_connector(connector: ConnectorSpec, sibling: ConnectorSpec, place: Place) -> ConnectorSpec:
@@ -52,10 +59,16 @@ def below_multi_connector(connector: ConnectorSpec, sibling: ConnectorSpec, plac
         }
         for child in order
     ]
-    extra = {"connectors": children}
     # Not looked up in the list: a sibling with the same settings is equal to it.
     child = 0 if place == "first" else 1
-    return ConnectorSpec("MultiConnector", None, connector.kv_role, extra, child=child, env=connector.env)
+    return replace(
+        connector,
+        class_name="MultiConnector",
+        module_path=None,
+        extra_config={"connectors": children},
+        engine_id=None,
+        child=child,
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -254,15 +254,26 @@ def _leftovers(examiner: Any, program: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(examiner: Any, request: dict[str, Any]) -> dict[str, Any]:
-    from kvconform.faults import FaultsFailed
-    from kvconform.scenario.exploration import Refused
     from kvconform.stage import Manner
 
+    if "bench" in request:
+        return _guarded(lambda: _bench(examiner, request["bench"]))
+    manner = Manner(**request["manner"])
+    answer = _guarded(lambda: _examined(examiner, request["program"], manner))
+    # Whoever reads it knows the scenario's own ids.
+    return from_bytes(to_bytes(answer).replace(manner.suffix.encode(), b"")) if manner.suffix else answer
+
+
+def _examined(examiner: Any, program: dict[str, Any], manner: Any) -> dict[str, Any]:
+    return {"examination": dump_examination(examiner.examine_anew(load_program(program), manner))}
+
+
+def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    from kvconform.faults import FaultsFailed
+    from kvconform.scenario.exploration import Refused
+
     try:
-        if "bench" in request:
-            return _bench(examiner, request["bench"])
-        examination = examiner.examine_anew(load_program(request["program"]), Manner(**request["manner"]))
-        return {"examination": dump_examination(examination)}
+        return work()
     except Refused as error:
         return {"refused": str(error)}
     except FaultsFailed as error:

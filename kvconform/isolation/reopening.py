@@ -49,27 +49,38 @@ def reopen(conformance: Conformance, otherwise_hashing: Nursery, store: Program,
         return Reopened(obstacle="the run plays everything in one process")
     directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
     try:
-        _played(conformance, room.nursery, directory, store)
-        otherwise = _loaded(conformance, otherwise_hashing, directory, ask)
-        if otherwise:
-            return Reopened(otherwise)
-        return Reopened(0, _loaded(conformance, room.nursery, directory, ask))
+        with conformance.models(fresh=conformance.needs.fresh_model_names) as models:
+            place = _Place(directory, models)
+            _played(conformance, room.nursery, place, store)
+            otherwise = _loaded(conformance, otherwise_hashing, place, ask)
+            if otherwise:
+                return Reopened(otherwise)
+            return Reopened(0, _loaded(conformance, room.nursery, place, ask))
     except (HungError, CrashedError) as error:
         return Reopened(obstacle=f"a process that opened the store ended in the middle of it: {error}")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _loaded(conformance: Conformance, nursery: Nursery, directory: Path, program: Program) -> int:
-    return _played(conformance, nursery, directory, program).witnesses["LOAD-01"]["external tokens compared"]
+@dataclass(frozen=True)
+class _Place:
+    """Where all of them find the store, and their models; see :class:`kvconform.stage.Manner`."""
+
+    directory: Path
+    models: str
 
 
-def _played(conformance: Conformance, nursery: Nursery, directory: Path, program: Program) -> Examination:
+def _loaded(conformance: Conformance, nursery: Nursery, place: _Place, program: Program) -> int:
+    return _played(conformance, nursery, place, program).witnesses["LOAD-01"]["external tokens compared"]
+
+
+def _played(conformance: Conformance, nursery: Nursery, place: _Place, program: Program) -> Examination:
     """In a process of its own, whose configuration names the directory instead of asking for a fresh one."""
-    extra = _literal(conformance.stage.connector_spec(directory).extra_config)
+    extra = _literal(conformance.stage.connector_spec(place.directory).extra_config)
     config = replace(conformance.config, kv_connector_extra_config=extra)
     with contextlib.closing(Room(conformance.target, config, nursery)) as room:
-        return room.examine(conformance.fitted(program), Manner(store_delay=conformance.tried.store_delay))
+        manner = Manner(store_delay=conformance.needs.store_delay, models=place.models)
+        return room.examine(conformance.fitted(program), manner)
 
 
 def _literal(value: Any) -> Any:

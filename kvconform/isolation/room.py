@@ -24,6 +24,7 @@ from kvconform.scenario.exploration import Refused
 from kvconform.scenario.program import Program
 from kvconform.stage import AT_ONCE, Manner
 from kvconform.target import Target
+from kvconform.trials.needs import Shown
 
 
 class HungError(Exception):
@@ -72,10 +73,8 @@ class Room:
         #: Scenarios that were played to the end, and the seconds that all took.
         self.played = 0
         self.seconds = 0.0
-        #: What trials have shown, if it makes a difference: seconds that are waited for what was stored, and tokens of
-        #: the connector's chunks, 0 where nothing was found of any prompt.
-        self.store_delay = 0.0
-        self.chunk_size: int | None = None
+        #: What trials have shown, once they are over.
+        self.shown = Shown()
         #: The chapter that scenarios are played for, where lines are measured.
         self.context = ""
 

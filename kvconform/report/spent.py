@@ -13,7 +13,8 @@ class Spent:
     ``starting`` is for torch and vLLM to be imported, ``playing`` for scenarios to be played and judged in the
     connectors' processes. ``store_delays`` is, by target id, how long each reload waits for what the connector
     stores in the background, and ``chunk_sizes`` in chunks of how many tokens it keeps KV, where a trial has shown
-    that scenarios have to go by it; 0 tokens where nothing was found.
+    that scenarios have to go by it; 0 tokens where nothing was found. ``outliving`` says of connectors that find what
+    earlier scenarios have stored for which models they do (kvconform.trials.outliving).
     """
 
     scenarios: int = 0
@@ -21,6 +22,7 @@ class Spent:
     starting: float = 0.0
     store_delays: Mapping[str, float] = field(default_factory=dict)
     chunk_sizes: Mapping[str, int] = field(default_factory=dict)
+    outliving: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: Spent) -> Spent:
         delays = dict(self.store_delays)
@@ -32,6 +34,7 @@ class Spent:
             self.starting + other.starting,
             delays,
             {**self.chunk_sizes, **other.chunk_sizes},
+            {**self.outliving, **other.outliving},
         )
 
     def __sub__(self, other: Spent) -> Spent:
@@ -41,6 +44,7 @@ class Spent:
             self.starting - other.starting,
             self.store_delays,
             self.chunk_sizes,
+            self.outliving,
         )
 
     def trials(self, loading: Collection[str]) -> tuple[str, ...]:
@@ -66,7 +70,17 @@ class Spent:
             for target, size in self.chunk_sizes.items()
             if not size and target not in loading
         )
-        return (*sizes, *delays, *nothing)
+        words = {
+            "one model": "each scenario's model has a name of its own, which has helped in a trial "
+            "(fresh_model_names = true in the configuration does without it)",
+            "any model": "what is said to be broken may come from that; other names of models do not help "
+            "(docs/guide.md, Stores that outlive a scenario)",
+        }
+        outliving = (
+            f"{target} finds what earlier scenarios have stored: {words[outlives]}"
+            for target, outlives in self.outliving.items()
+        )
+        return (*sizes, *delays, *outliving, *nothing)
 
     def sentence(self, total: float, processes: int = 1) -> str:
         """One line.

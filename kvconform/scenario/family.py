@@ -52,6 +52,11 @@ class Family:
     shown: Situation | None = None
 
 
+def if_wrong_bytes(rule: str) -> Callable[[History, Finding], str]:
+    """Wrong bytes are a wrong key's; an exception has reasons of its own."""
+    return lambda _, finding: rule if finding.rule == "LOAD-01" else finding.rule
+
+
 def program(name: str, actions: Sequence[Action], **options: object) -> Program:
     """A program with these :class:`EngineOptions`."""
     return Program(name, EngineOptions(**options), tuple(actions))  # type: ignore[arg-type]

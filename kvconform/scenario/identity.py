@@ -6,18 +6,16 @@ the same program without that difference, where the KV has to be found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 from packaging.version import Version
 
 from kvconform.api import vllm_version
-from kvconform.checks.model import Finding
-from kvconform.engine.history import History
 from kvconform.engine.options import EngineOptions, Runner
 from kvconform.kvcache.shape import KVCacheShape, LayerShape
-from kvconform.scenario.family import BLOCK, RUNNERS, Family, store_then_reload
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, if_wrong_bytes, store_then_reload
 from kvconform.scenario.program import (
     PLACEHOLDERS,
     Action,
@@ -100,11 +98,6 @@ def _all_alike(program: Program) -> Program:
     return replace(program, actions=alike)
 
 
-def _if_wrong_bytes(rule: str) -> Callable[[History, Finding], str]:
-    """Wrong bytes are a wrong key's; an exception has reasons of its own."""
-    return lambda _, finding: rule if finding.rule == "LOAD-01" else finding.rule
-
-
 def look_alike(pair: LookAlike) -> Family:
     """Two requests of the same tokens, whose KV differs."""
     name, first, second = "look-alikes", pair.first, replace(pair.second, id="second")
@@ -114,7 +107,7 @@ def look_alike(pair: LookAlike) -> Family:
         _OPTIONS,
         st.booleans(),
     )
-    sort = _if_wrong_bytes("MATCH-17")
+    sort = if_wrong_bytes("MATCH-17")
     return Family(name, "MATCH-17", examples, drawn, f"a difference in {pair.what}", _all_alike, sort=sort)
 
 
@@ -139,7 +132,7 @@ def _several(draw: st.DrawFn) -> Program:
 
 def many_look_alikes() -> Family:
     """Requests of the same tokens in one step, with any mixture of adapters, salts and items."""
-    situation, sort = "differences in adapters, salts and items", _if_wrong_bytes("MATCH-17")
+    situation, sort = "differences in adapters, salts and items", if_wrong_bytes("MATCH-17")
     return Family("many look-alikes", "MATCH-17", (), _several(), situation, _all_alike, sort=sort)
 
 
@@ -216,7 +209,7 @@ def other_set_up(what: str) -> Family:
         st.sampled_from([2 * BLOCK, 4 * BLOCK + 1]),
         st.booleans(),
     )
-    sort = _if_wrong_bytes("MATCH-18")
+    sort = if_wrong_bytes("MATCH-18")
     return Family(name, "MATCH-18", examples, drawn, f"{what} in between", _same_set_up, sort=sort)
 
 

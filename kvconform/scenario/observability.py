@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from kvconform.engine.options import EngineOptions
-from kvconform.scenario.family import BLOCK, RUNNERS, Family
+from kvconform.scenario.family import BLOCK, RUNNERS, Family, if_wrong_bytes
 from kvconform.scenario.program import (
     Action,
     Add,
@@ -47,6 +47,14 @@ def _without_disturbance(program: Program) -> Program:
     return replace(program, actions=tuple(action for action in program.actions if not isinstance(action, disturbing)))
 
 
+def _without_adapters(program: Program) -> Program:
+    actions = (
+        replace(action, request=replace(action.request, lora=None)) if isinstance(action, Add) else action
+        for action in program.actions
+    )
+    return replace(program, actions=tuple(actions))
+
+
 def varied() -> Family:
     """For statistics and events alike, so that both suites share its programs."""
     name = "statistics and events"
@@ -55,4 +63,13 @@ def varied() -> Family:
         _varied(name, (2 * BLOCK + 5,), 2, False, EngineOptions(runner="v1", crossing="reference")),
     )
     drawn = st.builds(_varied, st.just(name), _LENGTHS, st.sampled_from([1, 4, BLOCK + 2]), st.booleans(), _OPTIONS)
-    return Family(name, "PRE-01", examples, drawn, "preemptions and resets", _without_disturbance)
+    undisturbed = Family(name, "PRE-01", examples, drawn, "preemptions and resets", _without_disturbance)
+    # What is wrong without an adapter as well is no matter of keys.
+    return replace(
+        undisturbed,
+        rule="MATCH-17",
+        situation="an adapter",
+        control=_without_adapters,
+        sort=if_wrong_bytes("MATCH-17"),
+        general=undisturbed,
+    )

@@ -28,6 +28,7 @@ peer_timeout = 3.0
 transfer_timeout = 4.5
 store_delay = 0.5
 chunk_size = 256
+fresh_model_names = true
 baseline = "known.toml"
 faults = "my.testing:Faults"
 
@@ -67,6 +68,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.transfer_timeout == 4.5
     assert config.store_delay == 0.5
     assert config.chunk_size == 256
+    assert config.fresh_model_names is True
     assert config.producer_params == {"id": "{transfer}"}
     assert config.consumer_params == {"at": ["{producer}", "{producer:LISTEN}", 1]}
     assert config.faults == "my.testing:Faults"
@@ -156,6 +158,7 @@ def test_every_preset_is_valid_and_belongs_to_a_target(tmp_path: Path) -> None:
         ("chunk_size = 8192", "chunk_size = 8192, but expected is a number of tokens: a multiple of 16, 4096 at most"),
         ("chunk_size = 0", "chunk_size = 0, but expected is a number of tokens: a multiple of 16, 4096 at most"),
         ("chunk_size = '256'", "chunk_size = '256', but expected is a number of tokens"),
+        ("fresh_model_names = 1", "fresh_model_names = 1, but expected is true or false"),
         ("chunk_size = true", "chunk_size = True, but expected is a number of tokens"),
         ("store_delay = true", "store_delay = True, but expected is a number of seconds, 0 or more"),
         ("producer_params = 'x'", "producer_params = 'x', but expected is a table, as a router puts it into kv_tra"),

@@ -37,6 +37,15 @@ def test_the_size_of_chunks_is_said_for_each_connector_that_has_some() -> None:
     assert delay.startswith("a:A stores in the background")
 
 
+def test_what_finds_the_kv_of_earlier_scenarios_is_said_with_what_was_done_about_it() -> None:
+    spent = Spent(1, outliving={"a:A": "one model"}) + Spent(1, outliving={"b:B": "any model"}) - Spent(1)
+    first, second = spent.trials([])
+    assert first.startswith("a:A finds what earlier scenarios have stored: each scenario's model has a name of its own")
+    assert second.startswith(
+        "b:B finds what earlier scenarios have stored: what is said to be broken may come from that"
+    )
+
+
 def test_that_nothing_was_found_is_said_of_those_that_never_loaded_anything() -> None:
     spent = Spent(1, chunk_sizes={"a:A": 0, "b:B": 0})
     (sentence,) = spent.trials(["b:B"])

@@ -26,7 +26,7 @@ class Waits(Examiner):
     """Programs named "never" never end, those named "slow" end if they are waited for in full, others at once."""
 
     def __init__(self) -> None:
-        super().__init__(TARGET, RunConfig(store_delay=0.0, chunk_size=16))
+        super().__init__(TARGET, RunConfig(store_delay=0.0, chunk_size=16, fresh_model_names=False))
         self.played: list[tuple[str, bool]] = []
 
     def examine_anew(self, program: Program, manner: Manner) -> Examination:

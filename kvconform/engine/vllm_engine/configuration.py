@@ -10,12 +10,12 @@ import os
 import shutil
 import tempfile
 import uuid
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvconform.engine.instrument import described
-from kvconform.engine.options import ConnectorSpec, EngineOptions
+from kvconform.engine.options import ConnectorSpec, EngineOptions, name_suffix
 from kvconform.errors import EngineUnusableError
 from kvconform.kvcache.shape import LARGEST_CHUNK, KVCacheShape
 
@@ -43,15 +43,17 @@ _MODEL_CONFIG = {
 }
 
 
-@cache
-def _model_folder(model: str) -> str:
+def _model_folder(model: str, models: str) -> str:
     """A folder with nothing but a config.json; its name is the model's name in the configuration.
 
-    The same one in every process of a user: to a store, a model in another place may be another model.
+    In ``models``, and with its name as a part of its own; else the same one in every process of a user: to a store, a
+    model in another place may be another model.
     """
     text = json.dumps(_MODEL_CONFIG)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"kvconform-models-{os.getuid()}" / digest / model
+    if models:
+        folder = Path(models) / (model + name_suffix(models))
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.json"
     if not config.exists():
@@ -108,12 +110,12 @@ def model_geometry(shape: KVCacheShape, workers: int = 1) -> Geometry:
     return tuple(geometry.items())
 
 
-@cache
-def _model_config(model: str, max_model_len: int, seed: int, dtype: Any, geometry: Geometry) -> object:
+@lru_cache(maxsize=256)
+def _model_config(model: str, max_model_len: int, seed: int, dtype: Any, geometry: Geometry, models: str) -> object:
     from vllm.config import ModelConfig
 
     return ModelConfig(
-        model=_model_folder(model),
+        model=_model_folder(model, models),
         skip_tokenizer_init=True,
         dtype=dtype,
         seed=seed,
@@ -141,7 +143,7 @@ def inspect_model() -> None:
     """
     options = EngineOptions()
     _model_config(
-        options.model, MAX_MODEL_LEN, options.model_seed, _model_dtype(options), model_geometry(options.shape)
+        options.model, MAX_MODEL_LEN, options.model_seed, _model_dtype(options), model_geometry(options.shape), ""
     )
 
 
@@ -173,7 +175,9 @@ def build_vllm_config(options: EngineOptions, connector: ConnectorSpec | None, d
         cache_config.mamba_cache_mode = "align"
         cache_config.mamba_block_size = options.shape.block_size
     geometry = model_geometry(options.shape, options.workers)
-    model_config = _model_config(options.model, max_model_len, options.model_seed, _model_dtype(options), geometry)
+    models = "" if connector is None else connector.models
+    dtype, seed = _model_dtype(options), options.model_seed
+    model_config = _model_config(options.model, max_model_len, seed, dtype, geometry, models)
     return VllmConfig(
         model_config=copy.deepcopy(model_config),
         scheduler_config=scheduler_config,

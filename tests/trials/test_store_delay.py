@@ -11,15 +11,15 @@ from kvconform.checks import Examination
 from kvconform.config import RunConfig
 from kvconform.conformance import Conformance
 from kvconform.engine.history import History
-from kvconform.examiner import Examiner, Tried
+from kvconform.examiner import Examiner
 from kvconform.isolation.room import HungError
 from kvconform.scenario import run, transfer
 from kvconform.scenario.exploration import Refused
 from kvconform.scenario.family import program
 from kvconform.scenario.program import Add, Drain, ForgetLocal, Program, RequestSpec, ResetConnector, Restart
 from kvconform.stage import Manner
-from kvconform.store_delay import BLOCKS, PROMPTS, find_store_delay, trial
 from kvconform.target import Target, parse_target
+from kvconform.trials.store_delay import BLOCKS, PROMPTS, find_store_delay, trial
 
 TARGET = Target("x:Y", "module", "x", "Y", "x:Y")
 ODD = Path(__file__).parent.parent / "odd"
@@ -77,7 +77,7 @@ class Trials(Examiner):
     """Finds what was stored when 0.04 s have passed."""
 
     def __init__(self, error: Exception | None = None, **settings: float) -> None:
-        super().__init__(TARGET, RunConfig(**{"chunk_size": 16, **settings}))  # type: ignore[arg-type]
+        super().__init__(TARGET, RunConfig(**{"chunk_size": 16, "fresh_model_names": False, **settings}))  # type: ignore[arg-type]
         self.error = error
         self.manners: list[tuple[str, Manner]] = []
 
@@ -109,7 +109,7 @@ def test_a_trial_that_cannot_be_played_is_left_to_the_scenarios(error: Exception
     trials = Trials(error)
     trials.glance(Program("one"))
     assert [name for name, _ in trials.manners] == [trial().name, "one"]
-    assert trials.tried == Tried()
+    assert trials.needs.store_delay == 0.0
 
 
 def test_what_was_stored_is_waited_for_before_it_has_to_be_found_and_nowhere_else(
@@ -140,6 +140,6 @@ def test_what_a_thread_stores_later_is_found_as_if_it_had_been_there_at_once() -
     target.load()
     connector = Conformance(target, RunConfig(kv_connector_extra_config={"path": "{dir}/store"}))
     examination = connector.examine(transfer.reload().examples[0])
-    assert connector.tried.store_delay > 0
+    assert connector.needs.store_delay > 0
     assert examination.clean
     assert examination.offered["reload7"] == 48

@@ -1,0 +1,28 @@
+"""Whether what one scenario has stored is found by the next, which then is judged by what it has not done.
+
+Stores in files lie in a fresh folder of each scenario. A server that serves all of them has to be told their users
+apart; the configuration may do that. Else the model of each scenario gets a name of its own, as far as that helps:
+whatever a store keeps is kept for a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+#: Not at all; but for models of other names; or for these, too.
+Outlives = Literal["no", "one model", "any model"]
+
+# Plays a trial that has been played before, with a model's name of its own or not; request id -> tokens offered.
+Offers = Callable[[bool], Mapping[str, int]]
+
+
+def find_outliving(offers: Offers) -> Outlives:
+    """For whom an earlier scenario's KV is found by requests that are computed for the first time in theirs."""
+    if not _finds_something(offers(False)):
+        return "no"
+    return "any model" if _finds_something(offers(True)) else "one model"
+
+
+def _finds_something(offered: Mapping[str, int]) -> bool:
+    return any(tokens > 0 for request, tokens in offered.items() if request.startswith("store"))
