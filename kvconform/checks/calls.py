@@ -63,6 +63,11 @@ def offered(match: HookCall) -> int:
     return max(0, answer[0])
 
 
+def is_answer(match: HookCall) -> bool:
+    """Whether get_num_new_matched_tokens answered, and did not raise or put its answer off with None."""
+    return match.error is None and isinstance(match.result, tuple) and match.result[0] is not None
+
+
 def offered_by_request(history: History) -> dict[str, int]:
     """Request id -> the most tokens that get_num_new_matched_tokens offered for it."""
     most: dict[str, int] = {}

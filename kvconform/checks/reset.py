@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from operator import eq
 
-from kvconform.checks.calls import offered
+from kvconform.checks.calls import is_answer, offered
 from kvconform.checks.model import Check, Finding, no_finding
 from kvconform.engine.events import FINISH_HOOKS, CacheReset, HookCall, ProgramAction, Tokens
 from kvconform.engine.history import History
@@ -26,7 +26,7 @@ class _Engine:
 
     ``admitted`` are the requests that got blocks. ``since`` holds the requests that were alive at the last successful
     reset or came later, with their tokens: whatever they have computed may be matched. None as long as there was no
-    reset. ``lost`` counts the queries since then for what was ``served`` before.
+    reset. ``lost`` has what was ``served`` before, with the requests that have got an answer about it since then.
 
     Adapters and salts are left out of ``since``: who mixes them up breaks MATCH-17, with or without a reset.
     """
@@ -37,7 +37,7 @@ class _Engine:
     admitted: set[str] = field(default_factory=set)
     since: list[tuple[str, Prompt]] | None = None
     served: set[Whole] = field(default_factory=set)
-    lost: dict[Whole, int] = field(default_factory=dict)
+    lost: dict[Whole, set[str]] = field(default_factory=dict)
 
     def prompt(self, query: HookCall) -> Prompt:
         """The tokens of the request that a match query is about."""
@@ -50,7 +50,7 @@ class _Engine:
     def reset(self) -> None:
         """The connector's cache was emptied."""
         self.since = [(request, self.tokens[request]) for request in self.alive]
-        self.lost = dict.fromkeys(self.served, 0)
+        self.lost = {served: set() for served in self.served}
 
 
 def _queries(history: History) -> Iterator[tuple[_Engine, HookCall, int]]:
@@ -128,14 +128,16 @@ def _stale(history: History) -> Iterator[Finding]:
 
 
 def _rediscovery(history: History) -> Iterator[tuple[HookCall, int, bool]]:
-    """Queries after a reset for prompts that were served before it: their number for the prompt, and whether it was
-    found; from then on it is not lost.
+    """Answers after a reset to requests for prompts that were served before it: how many requests have got one for that
+    prompt, and whether it was found; from then on it is not lost. To put an answer off is none.
     """
     for engine, query, promised in _queries(history):
         own = engine.whole(query)
-        if query.error is None and own in engine.lost and query.args["num_computed_tokens"] == 0:
-            engine.lost[own] += 1
-            yield query, engine.lost[own], promised > 0
+        if not is_answer(query):
+            continue
+        if own in engine.lost and query.args["num_computed_tokens"] == 0:
+            engine.lost[own].add(query.args["request"])
+            yield query, len(engine.lost[own]), promised > 0
             if promised:
                 del engine.lost[own]
 
@@ -147,7 +149,7 @@ def _never_again(history: History) -> Iterator[Finding]:
             yield Finding(
                 "RST-07",
                 f"a hit for {request}, whose prompt was served before the reset and computed again since",
-                f"query number {number} for this prompt after the reset was answered {query.result}",
+                f"request number {number} for this prompt after the reset was answered {query.result}",
                 query,
                 requests=(request,),
             )

@@ -78,6 +78,10 @@ timeout = 60
 # Tokens of the chunks in which the connector keeps KV; left out, they are found by trial.
 # chunk_size = 256
 
+# Whether each scenario's model and requests have names of their own, for one server that serves all scenarios; left
+# out, it is found by trial whether they need them.
+# fresh_model_names = true
+
 # Producers and consumers whose router names hand-offs: what it adds to the kv_transfer_params of either side.
 # producer_params = { transfer_id = "{transfer}" }
 # consumer_params = { transfer_id = "{transfer}", remote_engine_id = "{producer}" }

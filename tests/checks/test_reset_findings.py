@@ -137,6 +137,10 @@ def test_request_has_no_part_in_its_own_hit_before_it_got_blocks() -> None:
 SERVED = (added("a"), asked("a", step=1), done("a"))
 
 
+def put_off(query: HookCall) -> HookCall:
+    return replace(query, result=(None, False))
+
+
 def tries(*tokens: int, computed: int = 0, prompt: tuple[int, ...] = COMMON, whose: str = "") -> tuple[Event, ...]:
     """Requests of the same prompt one after the other, and what each was promised."""
     each = (
@@ -160,6 +164,11 @@ def tries(*tokens: int, computed: int = 0, prompt: tuple[int, ...] = COMMON, who
         ((added("a"), asked("a", 0), done("a"), *reset(), *tries(0, 0, 0)), 0),
         ((added("a"), failing(asked("a")), done("a"), *reset(), *tries(0, 0, 0)), 0),
         ((*SERVED, *reset(), *[failing(e) if isinstance(e, HookCall) else e for e in tries(0, 0, 0)]), 0),
+        # One request that asks again and again was computed once at most, and an answer that is put off is none.
+        ((*SERVED, *reset(), added("b0"), *[asked("b0", 0)] * 5), 0),
+        ((*SERVED, *reset(), *[put_off(e) if isinstance(e, HookCall) else e for e in tries(0, 0, 0)]), 0),
+        ((*SERVED, *reset(), *tries(0, 0), added("b2"), put_off(asked("b2")), asked("b2", 0)), 1),
+        ((*SERVED, *reset(), *tries(0, 0), added("b2"), put_off(asked("b2")), asked("b2")), 0),
         # What was first found after the reset was not served before it.
         ((*reset(), *SERVED, *tries(0, 0, 0)), 0),
         # Found after one reset and never after the next.
@@ -176,7 +185,7 @@ def tries(*tokens: int, computed: int = 0, prompt: tuple[int, ...] = COMMON, who
 def test_prompt_that_is_never_found_again(events: tuple[Event, ...], count: int) -> None:
     findings = found("RST-07", *events)
     assert len(findings) == count
-    assert all("query number 3 for this prompt" in finding.observed for finding in findings)
+    assert all("request number 3 for this prompt" in finding.observed for finding in findings)
     assert all(finding.requests == ("b2",) for finding in findings)
 
 
