@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from kvconform.bench.plan import HYBRID, Case
 from kvconform.config import RunConfig
 from kvconform.engine.events import FINISH_HOOKS
 from kvconform.engine.instrument import describe_error
-from kvconform.engine.options import ConnectorSpec
+from kvconform.engine.options import ConnectorSpec, name_suffix
 from kvconform.scenario.program import RequestSpec
 
 #: Rounds of one case: not fewer unless time is up, not more, and no new one beyond these seconds or bytes.
@@ -99,11 +99,14 @@ class Measuring:
         patience: seconds for one transfer.
         until: ``time.monotonic()`` after which no further round is begun.
         lossy: whether the connector is declared to bring back other bytes than were stored.
+        suffix: what ids of requests end with.
     """
 
-    def __init__(self, engine: BenchEngine, case: Case, patience: float, until: float, *, lossy: bool) -> None:
+    def __init__(
+        self, engine: BenchEngine, case: Case, patience: float, until: float, *, lossy: bool, suffix: str = ""
+    ) -> None:
         self._engine, self._case, self._patience, self._until = engine, case, patience, until
-        self._lossy = lossy
+        self._lossy, self._suffix = lossy, suffix
         self._content = Content(engine.memory, case.blocks, seed=case.blocks)
         self._numbers = iter(range(1, 1 << 20))
         self._settling = 0.0
@@ -138,17 +141,19 @@ class Measuring:
         self._round()
         return len(self._samples.loads) > before
 
+    def _request(self, kind: str, number: int, length: int, max_tokens: int = 1) -> RequestSpec:
+        return RequestSpec(f"{kind}{number}{self._suffix}", ((number, length),), max_tokens)
+
     def _round(self) -> None:
         number = next(self._numbers)
-        prompt = ((number, self._case.prompt),)
         gc.collect()
         self._samples.before_saves.append(self._memcpy())
-        self._samples.saves.append(self._save(RequestSpec(f"store{number}", prompt), number))
+        self._samples.saves.append(self._save(self._request("store", number, self._case.prompt), number))
         time.sleep(self._settling)
         if not self._engine.forget():
             raise Stuck("blocks were still held after all requests had ended, so nothing could be loaded again")
         copied = self._memcpy()
-        loaded = self._load(RequestSpec(f"load{number}", prompt), number)
+        loaded = self._load(self._request("load", number, self._case.prompt), number)
         if loaded is not None:
             self._samples.before_loads.append(copied)
             self._samples.loads.append(loaded)
@@ -253,7 +258,7 @@ class Measuring:
         """A request that computes one token a step in a block that does not become full."""
         number = next(self._numbers)
         size = self._case.block_size
-        spec = RequestSpec(f"decode{number}", ((number, size + 1),), size - 1)
+        spec = self._request("decode", number, size + 1, size - 1)
         self._engine.add(spec)
         steps = [stepped for stepped in self._steps(spec.id) if spec.id in stepped.scheduled]
         for stepped in steps[SKIPPED_STEPS:]:
@@ -329,12 +334,15 @@ def measure(connect: Callable[[Path], ConnectorSpec], case: Case, config: RunCon
         config: the run's; no further round is begun once half of its time limit for a scenario is over.
     """
     directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
+    # What one server may have kept of another case is of another model's.
+    models = tempfile.mkdtemp(prefix="kvconform-models-")
     until = time.monotonic() + config.timeout / 2
     busyness = _busyness()
     try:
-        measured = _measured(connect(directory), case, config, until)
+        measured = _measured(replace(connect(directory), models=models), case, config, until)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        for folder in (directory, models):
+            shutil.rmtree(folder, ignore_errors=True)
     others = None if busyness is None else busyness.others()
     facts = {
         "threads": torch.get_num_threads(),
@@ -357,6 +365,7 @@ def _measured(spec: ConnectorSpec, case: Case, config: RunConfig, until: float) 
         engine = BenchEngine(case, spec, config.resolved_device)
     except Exception as error:
         return Measured(case.layout, case.blocks, problem=f"the engine does not start: {describe_error(error)[0]}")
+    suffix = name_suffix(spec.models)
     # Collections are made between rounds; what has been there before need not be looked at each time.
     collecting = gc.isenabled()
     gc.collect()
@@ -367,9 +376,9 @@ def _measured(spec: ConnectorSpec, case: Case, config: RunConfig, until: float) 
             sentence = "the class does not support several KV cache groups (SupportsHMA), so vLLM gives it one"
             return Measured(case.layout, case.blocks, problem=sentence)
         lossy = "lossy" in config.capabilities
-        return Measuring(engine, case, config.transfer_timeout, until, lossy=lossy).measured()
+        return Measuring(engine, case, config.transfer_timeout, until, lossy=lossy, suffix=suffix).measured()
     except Exception as error:
-        text = str(error) if isinstance(error, Stuck) else describe_error(error)[0]
+        text = (str(error) if isinstance(error, Stuck) else describe_error(error)[0]).replace(suffix, "")
         return Measured(case.layout, case.blocks, problem=text)
     finally:
         gc.unfreeze()

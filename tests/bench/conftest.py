@@ -18,7 +18,10 @@ Measure = Callable[..., Measured]
 
 @pytest.fixture
 def measure(vllm_cpu: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Measure]:
-    """``measure("Class", "module", layout, blocks, **RunConfig's fields)``; nobody may be left in vLLM's slot."""
+    """``measure("Class", "module", layout, blocks, store, **RunConfig's fields)``; nobody may be left in vLLM's slot.
+
+    ``store`` is a folder for all cases, instead of one for each.
+    """
     from vllm.distributed.kv_transfer import kv_transfer_state
 
     from kvconform.bench import measure as measuring
@@ -28,11 +31,14 @@ def measure(vllm_cpu: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Measu
     monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(measuring, "DECODING", 1)
 
-    def run(name: str, module: str, layout: str = "LBNHC", blocks: int = 2, **settings: Any) -> Measured:
+    def run(
+        name: str, module: str, layout: str = "LBNHC", blocks: int = 2, store: Path | None = None, **settings: Any
+    ) -> Measured:
         config = RunConfig(engine="vllm", device="cpu", **settings)
 
         def connect(folder: Path) -> ConnectorSpec:
-            return ConnectorSpec(name, module, extra_config={"path": str(folder)} if "reference" in module else {})
+            path = str(store or folder)
+            return ConnectorSpec(name, module, extra_config={"path": path} if "reference" in module else {})
 
         found, facts = measuring.measure(connect, Case(layout, blocks), config)
         assert facts["threads"] >= 1

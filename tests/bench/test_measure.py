@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,15 @@ def test_saves_and_loads_of_a_synchronous_connector_are_measured_with_the_bytes_
     }
     counts = {cost.when: cost.count for cost in found.steps}
     assert counts == {"store": 3, "load": 3, "decode": 11}
+
+
+def test_what_another_case_has_stored_is_stored_anew(measure: Measure, tmp_path: Path) -> None:
+    stored = []
+    for _ in range(2):
+        found = measure("FileStoreConnector", "kvconform.reference.file_store", blocks=3, store=tmp_path)
+        assert found.load.bytes == 3 * BLOCK
+        stored.append(sum(file.is_file() for file in tmp_path.rglob("*")))
+    assert stored[1] == 2 * stored[0] > 0
 
 
 def test_an_asynchronous_load_ends_when_it_is_reported_and_a_held_save_when_its_blocks_are_free(
