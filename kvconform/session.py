@@ -77,7 +77,7 @@ def start_session(config: pytest.Config, run_config: RunConfig) -> None:
 
         config.pluginmanager.register(Progress(config, targets), "kvconform-progress")
     if recorder is not None:
-        recorder.start(targets, session.all_results, unusable, session.capabilities, session.no_such_target)
+        recorder.start(targets, session.all_results, unusable, session)
         config.pluginmanager.register(recorder, "kvconform-report")
     if importlib.util.find_spec("kvconform.fixtures") is not None:
         config.pluginmanager.register(importlib.import_module("kvconform.fixtures"), "kvconform-fixtures")
@@ -315,10 +315,11 @@ class ConformanceSession:
         declared = next(self._run_config.for_target(t).capabilities for t in self._targets if t.id == target)
         return self._shown.get(target, Shown()).table(declared)
 
-    def _loads(self, target: str) -> bool:
-        """Whether a target was seen to load something, from its store or from another engine."""
+    def trials(self, target: str) -> tuple[str, ...]:
+        """What trials have shown of a target, see :meth:`Spent.trials`."""
         shown = self._shown.get(target, Shown()).exercised
-        return any(shown.get(name) for name in ("sync-load", "async-load", "pd"))
+        loading = any(shown.get(name) for name in ("sync-load", "async-load", "pd"))
+        return sum(self._spent.values(), Spent()).trials(target, loading=loading)
 
     def _environment(self) -> str:
         config = self._run_config
@@ -357,7 +358,7 @@ class ConformanceSession:
             incomplete=self._census.incomplete({*self._results, *self._crashed}, [t.id for t in self._targets]),
             no_such_target=self.no_such_target,
             spent=spent.sentence(time.monotonic() - self._began, len(self._spent)),
-            trials=spent.trials([target.id for target in self._targets if self._loads(target.id)]),
+            trials=tuple(f"{target.id} {sentence}" for target in self._targets for sentence in self.trials(target.id)),
         )
 
     def no_such_target(self, target: str) -> str | None:

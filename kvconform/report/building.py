@@ -78,6 +78,8 @@ class TargetFacts:
     distribution: Distribution | None
     options: Options
     capabilities: tuple[Capability, ...] = ()
+    #: What trials have shown, in sentences.
+    trials: tuple[str, ...] = ()
     coverage: CoverageEntry | None = None
     bench: Measurement | None = None
 
@@ -180,6 +182,7 @@ class _Builder:
             rules=entries,
             other_rules=tuple(self._entry(target.id, rule) for rule in self._rules_seen(target.id, expected)),
             capabilities=target.capabilities,
+            trials=target.trials,
             level=level_of(entries, {rule.id: rule.capability for rule in self._catalogue}, target.capabilities),
             coverage=target.coverage,
             bench=None if target.bench is None else self._cleaned(target.bench),

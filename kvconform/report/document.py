@@ -225,6 +225,8 @@ class TargetEntry:
     other_rules: tuple[RuleEntry, ...]
     #: What the connector declares, has the hooks for, and was seen to do.
     capabilities: tuple[Capability, ...] = ()
+    #: What trials have shown of its store, in sentences whose subject it is.
+    trials: tuple[str, ...] = ()
     #: What it has earned over all rules that the release requires, see :func:`level_of`.
     level: Level = NOTHING_EARNED
     #: What was measured of the connector's lines; None where nothing was.

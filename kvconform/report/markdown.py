@@ -84,6 +84,10 @@ def _standing(target: TargetEntry) -> Iterator[str]:
     """The level, and the table of capabilities."""
     yield f"**Level of {escape(target.id)}: {target.level}** ({plural(target.level.required, 'required rule')})"
     yield ""
+    for sentence in target.trials:
+        yield f"- It {escape(sentence)}."
+    if target.trials:
+        yield ""
     if target.capabilities:
         yield "| capability | state | seen at work | declared |"
         yield "|---|---|---|---|"

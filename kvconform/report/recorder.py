@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -48,8 +48,17 @@ class _Test:
     duration: float = 0.0
 
 
-def _nothing_known(_: str) -> tuple[Capability, ...]:
-    return ()
+class Known(Protocol):
+    """What a session knows of the connectors by the end of a run, by target id."""
+
+    def capabilities(self, target: str) -> tuple[Capability, ...]:
+        """What they declare and were seen to do."""
+
+    def trials(self, target: str) -> tuple[str, ...]:
+        """What trials have shown, in sentences."""
+
+    def no_such_target(self, target: str) -> str | None:
+        """Why a target that a baseline names cannot be one."""
 
 
 @dataclass(eq=False)
@@ -62,8 +71,7 @@ class ReportRecorder:
     _targets: tuple[Target, ...] = ()
     _results: Callable[[], Iterable[RuleResult]] = tuple
     _unusable: Mapping[str, str] = field(default_factory=dict)
-    _capabilities: Callable[[str], tuple[Capability, ...]] = _nothing_known
-    _no_such_target: Callable[[str], str | None] = lambda _: None
+    _known: Known | None = None
     _tests: dict[str, _Test] = field(default_factory=dict)
     _crashed: set[str] = field(default_factory=set)
     _skip_reasons: set[str] = field(default_factory=set)
@@ -87,13 +95,10 @@ class ReportRecorder:
         targets: tuple[Target, ...],
         results: Callable[[], Iterable[RuleResult]],
         unusable: Mapping[str, str],
-        capabilities: Callable[[str], tuple[Capability, ...]],
-        no_such_target: Callable[[str], str | None],
+        known: Known,
     ) -> None:
-        """Say what is tested, and where to ask for findings and capabilities at the end."""
-        self._no_such_target = no_such_target
-        self._targets, self._results, self._unusable = targets, results, unusable
-        self._capabilities = capabilities
+        """Say what is tested, and where to ask for findings and all else at the end."""
+        self._targets, self._results, self._unusable, self._known = targets, results, unusable, known
 
     # --- collection ---------------------------------------------------------------------------------------------------
 
@@ -226,7 +231,7 @@ class ReportRecorder:
             skip_reasons=tuple(sorted(self._skip_reasons)),
             broken_files=tuple(sorted(self._broken_files)),
             baseline=self.config.stash[BASELINE],
-            no_such_target=self._no_such_target,
+            no_such_target=(lambda _: None) if self._known is None else self._known.no_such_target,
             secrets=secrets_in(dict(self.run_config.kv_connector_extra_config))
             | secrets_in({**self.run_config.env, **self.run_config.engine_env}),
         )
@@ -255,10 +260,17 @@ class ReportRecorder:
             kv_connector_extra_config=mask_settings(dict(config.kv_connector_extra_config)),
             env=mask_settings({**config.env, **config.engine_env}),
         )
-        shown = self._capabilities(target.id)
-        measured = coverage_of(self.config, target.id)
-        bench = bench_of(self.config, target.id)
-        return TargetFacts(target.id, config.preset, distribution_of(target), options, shown, measured, bench)
+        known = self._known
+        return TargetFacts(
+            target.id,
+            config.preset,
+            distribution_of(target),
+            options,
+            () if known is None else known.capabilities(target.id),
+            () if known is None else known.trials(target.id),
+            coverage_of(self.config, target.id),
+            bench_of(self.config, target.id),
+        )
 
     def _deselected_by(self) -> str:
         option = self.config.option

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+_OUTLIVING = {
+    "one model": "each scenario's model has a name of its own, which has helped in a trial (fresh_model_names = true "
+    "in the configuration does without it)",
+    "any model": "what is said to be broken may come from that; other names of models do not help (docs/guide.md, "
+    "Stores that outlive a scenario)",
+}
 
 
 @dataclass(frozen=True)
@@ -47,40 +54,33 @@ class Spent:
             self.outliving,
         )
 
-    def trials(self, loading: Collection[str]) -> tuple[str, ...]:
-        """What trials have shown, in a sentence each.
+    def trials(self, target: str, *, loading: bool) -> tuple[str, ...]:
+        """What trials have shown of one connector, in a sentence each, whose subject is the connector.
 
         Args:
-            loading: ids of the targets that were seen to load something after all.
+            target: its id.
+            loading: whether it was seen to load something after all.
         """
-        delays = (
-            f"{target} stores in the background: scenarios wait {delay:g} s before they look for what it stored, as a "
-            f"trial has shown (store_delay = {delay:g} in the configuration does without the trial)"
-            for target, delay in self.store_delays.items()
-        )
-        sizes = (
-            f"{target} keeps KV in chunks of {size} tokens: prompts have a chunk wherever others have a block, as a "
-            f"trial has shown (chunk_size = {size} in the configuration does without the trial)"
-            for target, size in self.chunk_sizes.items()
-            if size
-        )
-        nothing = (
-            f"{target} has found nothing of any prompt that was computed before: what only loads can show is "
-            "inconclusive (docs/guide.md, Stores that find nothing, says why that may be)"
-            for target, size in self.chunk_sizes.items()
-            if not size and target not in loading
-        )
-        words = {
-            "one model": "each scenario's model has a name of its own, which has helped in a trial "
-            "(fresh_model_names = true in the configuration does without it)",
-            "any model": "what is said to be broken may come from that; other names of models do not help "
-            "(docs/guide.md, Stores that outlive a scenario)",
-        }
-        outliving = (
-            f"{target} finds what earlier scenarios have stored: {words[outlives]}"
-            for target, outlives in self.outliving.items()
-        )
-        return (*sizes, *delays, *outliving, *nothing)
+        found = []
+        size, delay = self.chunk_sizes.get(target), self.store_delays.get(target)
+        if size:
+            found.append(
+                f"keeps KV in chunks of {size} tokens: prompts have a chunk wherever others have a block, as a trial "
+                f"has shown (chunk_size = {size} in the configuration does without the trial)"
+            )
+        if delay:
+            found.append(
+                f"stores in the background: scenarios wait {delay:g} s before they look for what it stored, as a trial "
+                f"has shown (store_delay = {delay:g} in the configuration does without the trial)"
+            )
+        if target in self.outliving:
+            found.append(f"finds what earlier scenarios have stored: {_OUTLIVING[self.outliving[target]]}")
+        if size == 0 and not loading:
+            found.append(
+                "has found nothing of any prompt that was computed before: what only loads can show is inconclusive "
+                "(docs/guide.md, Stores that find nothing, says why that may be)"
+            )
+        return tuple(found)
 
     def sentence(self, total: float, processes: int = 1) -> str:
         """One line.
