@@ -21,14 +21,14 @@ SIZES = (16, 32, 64, 128, 256, 512, 1024)
 Offers = Callable[[float], Mapping[str, int]]
 
 
-def trial() -> Program:
-    """A prompt of each size and two tokens more, stored and asked for again.
+def trial(first_seed: int = 0) -> Program:
+    """A prompt of each size and two tokens more, stored and asked for again; their seeds count from ``first_seed``.
 
     One has to be computed after a load anyway; the other is for connectors that take off that one twice, as vLLM's
     ExampleConnector does (0.32.0).
     """
     blocks = sum(SIZES) // BLOCK_SIZE + 2 * len(SIZES)
-    prompts = [((index, size + 2),) for index, size in enumerate(SIZES)]
+    prompts = [((first_seed + index, size + 2),) for index, size in enumerate(SIZES)]
     options = EngineOptions(KVCacheShape(num_blocks=blocks))
     return Program("prompts of growing length", options, tuple(store_then_reload(prompts)))
 

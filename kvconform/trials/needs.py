@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,9 @@ from kvconform.trials.outliving import Outlives, find_outliving
 # Plays a program, waiting so many seconds for what was stored, with a model's name of its own or the one that all
 # scenarios share; request id -> tokens offered.
 Offers = Callable[[Program, float, bool], Mapping[str, int]]
+
+#: Seeds of prompts from here on are nobody's; which they are differs from run to run.
+_NEW = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,11 @@ def find(config: RunConfig, offers: Offers) -> Needs:
     if config.fresh_model_names is None and needs.shown.chunk_size != 0:
         if config.chunk_size is not None:
             offers(chunk_size.trial(), needs.store_delay, False)
-        outlives = find_outliving(lambda own: offers(chunk_size.trial(), needs.store_delay, own))
+        delay = needs.store_delay
+        outlives = find_outliving(
+            lambda own: offers(chunk_size.trial(), delay, own),
+            lambda: offers(chunk_size.trial(random.randrange(_NEW, 2 * _NEW)), delay, False),
+        )
         fresh = outlives == "one model"
         needs = replace(needs, fresh_model_names=fresh, shown=replace(needs.shown, outlives=outlives))
     if config.store_delay is None:

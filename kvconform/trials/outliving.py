@@ -17,11 +17,18 @@ Outlives = Literal["no", "one model", "any model"]
 Offers = Callable[[bool], Mapping[str, int]]
 
 
-def find_outliving(offers: Offers) -> Outlives:
-    """For whom an earlier scenario's KV is found by requests that are computed for the first time in theirs."""
+def find_outliving(offers: Offers, offers_new: Callable[[], Mapping[str, int]]) -> Outlives:
+    """For whom an earlier scenario's KV is found by requests that are computed for the first time in theirs.
+
+    Args:
+        offers: plays the trial once more.
+        offers_new: plays it with prompts that nobody has ever had. Who offers something for these, too, makes it up.
+    """
     if not _finds_something(offers(False)):
         return "no"
-    return "any model" if _finds_something(offers(True)) else "one model"
+    if not _finds_something(offers(True)):
+        return "one model"
+    return "no" if _finds_something(offers_new()) else "any model"
 
 
 def _finds_something(offered: Mapping[str, int]) -> bool:

@@ -42,9 +42,12 @@ class Trials(Examiner):
         self.chunk, self.after, self.outlives, self.error = chunk, after, outlives, error
         self.played: list[tuple[str, int, float, bool]] = []
         self.folders: list[str] = []
-        self._stored: set[tuple[str, str]] = set()
+        #: Of the first prompt of each program.
+        self.seeds: list[int] = []
+        self._stored: set[tuple[Program, str]] = set()
 
     def examine_anew(self, program: Program, manner: Manner) -> Examination:
+        self.seeds += [action.request.prompt[0][0] for action in program.actions[:1] if isinstance(action, Add)]
         self.played.append((program.name, program.chunk_size, manner.store_delay, bool(manner.models)))
         if manner.models:
             assert Path(manner.models).is_dir()
@@ -54,7 +57,9 @@ class Trials(Examiner):
         return Examination(History(), offered=self._offered_in(program, manner))
 
     def _offered_in(self, program: Program, manner: Manner) -> Mapping[str, int]:
-        key = program.name, "" if self.outlives == "any model" else manner.models
+        key = program, "" if self.outlives == "any model" else manner.models
+        if self.outlives == "made up":
+            return {action.request.id: 16 for action in program.actions if isinstance(action, Add)}
         before, late = bool(self.outlives) and key in self._stored, manner.store_delay >= self.after
         self._stored.add(key)
         found = {}
@@ -99,6 +104,14 @@ def test_models_get_names_of_their_own_where_the_next_scenario_finds_what_one_ha
 def test_names_stay_where_another_one_does_not_help() -> None:
     trials = Trials(outlives="any model")
     assert trials.needs == Needs(shown=Shown(outlives="any model"))
+    again = Trials(outlives="any model")
+    assert again.needs == trials.needs
+    (new,), (newer,) = (set(each.seeds) - {0} for each in (trials, again))
+    assert new != newer, "no store has ever seen these prompts"
+
+
+def test_a_connector_that_makes_up_what_it_offers_remembers_nothing() -> None:
+    assert Trials(outlives="made up").needs == Needs()
 
 
 def test_nothing_is_tried_further_where_nothing_is_found() -> None:
@@ -135,14 +148,15 @@ def test_a_trial_that_cannot_be_played_is_left_to_the_scenarios(error: Exception
 
 
 @pytest.mark.parametrize(
-    ("usual", "own", "outlives"),
+    ("usual", "own", "new", "outlives"),
     [
-        ({"store0": 0, "reload0": 16}, {"store0": 16}, "no"),
-        ({"store0": 0, "store1": 16}, {"store0": 0, "reload0": 16}, "one model"),
-        ({"store1": 16}, {"store1": 16}, "any model"),
+        ({"store0": 0, "reload0": 16}, {"store0": 16}, {}, "no"),
+        ({"store0": 0, "store1": 16}, {"store0": 0, "reload0": 16}, {}, "one model"),
+        ({"store1": 16}, {"store1": 16}, {"store1": 0, "reload1": 16}, "any model"),
+        ({"store1": 16}, {"store1": 16}, {"store0": 16}, "no"),
     ],
 )
 def test_what_is_found_of_a_prompt_that_nobody_has_computed_yet_tells(
-    usual: Mapping[str, int], own: Mapping[str, int], outlives: str
+    usual: Mapping[str, int], own: Mapping[str, int], new: Mapping[str, int], outlives: str
 ) -> None:
-    assert find_outliving(lambda fresh: own if fresh else usual) == outlives
+    assert find_outliving(lambda fresh: own if fresh else usual, lambda: new) == outlives
