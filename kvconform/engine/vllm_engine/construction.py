@@ -249,6 +249,14 @@ def describe(error: BaseException) -> Raised:
     return Raised(kind, message[:600], where, in_call, missing or "")
 
 
+_IMPORTLIB = "<frozen importlib"
+
+
+def _of_compiled(path: Any) -> bool:
+    """Whether a path is where compiled code is kept, by Python or by who compiles more, as numba does."""
+    return "__pycache__" in str(path)
+
+
 @dataclass
 class ImportEffects:
     """Side effects while a module is imported, each with the modules on the stack above the innermost import."""
@@ -283,17 +291,20 @@ class ImportEffects:
         if event == "open":
             path, mode, flags = arguments
             writes = isinstance(path, str) and (set("wax+") & set(mode or "") or (mode is None and flags & 3))
-            if writes and not path.startswith(("/dev/", "/proc/")) and "__pycache__" not in path:
+            if writes and not path.startswith(("/dev/", "/proc/")) and not _of_compiled(path):
                 self._note(f"wrote the file {path}")
         elif event in ("socket.connect", "socket.bind"):
             self._note(f"{event.partition('.')[2]} of a socket to {arguments[1]!r}")
-        elif event in ("subprocess.Popen", "os.fork", "os.mkdir"):
+        elif event in ("subprocess.Popen", "os.fork") or (event == "os.mkdir" and not _of_compiled(arguments[0])):
             self._note(f"{event}({arguments[0] if arguments else ''})")
 
     def _note(self, what: str) -> None:
         frame = sys._getframe(2)
+        if frame.f_code.co_filename.startswith(_IMPORTLIB):
+            # Python keeps what it has compiled.
+            return
         modules: list[str] = []
-        while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        while frame is not None and not frame.f_code.co_filename.startswith(_IMPORTLIB):
             modules.append(str(frame.f_globals.get("__name__", "")))
             frame = frame.f_back  # type: ignore[assignment]
         self._seen.append((what, tuple(modules)))
