@@ -156,7 +156,9 @@ class Examiner:
         examination = replace(
             self._fair(examine(history, self._release)),
             capabilities=capabilities.exercised(history),
-            offered=offered_by_request(history),
+            offered={
+                request.removesuffix(manner.suffix): tokens for request, tokens in offered_by_request(history).items()
+            },
         )
         refusal = refused(history)
         # A refusal is legal, unless a rule about starting was broken.

@@ -80,10 +80,13 @@ def test_prompts_of_the_trial_are_two_tokens_longer_than_each_size() -> None:
 
 
 @pytest.mark.usefixtures("vllm_cpu")
-def test_a_connector_with_chunks_of_256_tokens_is_served_what_it_stored() -> None:
+@pytest.mark.parametrize("fresh", [None, True])
+def test_a_connector_with_chunks_of_256_tokens_is_served_what_it_stored(fresh: bool | None) -> None:
     target = parse_target(f"{ODD / 'chunked.py'}:InChunks", ODD)
     target.load()
-    connector = Conformance(target, RunConfig(kv_connector_extra_config={"path": "{dir}/store"}))
+    connector = Conformance(
+        target, RunConfig(kv_connector_extra_config={"path": "{dir}/store"}, fresh_model_names=fresh)
+    )
     assert (connector.needs.chunk_size, connector.needs.store_delay) == (256, 0.0)
     plain = connector.examine(transfer.reload().examples[0])
     assert not any(plain.offered.values())
