@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,3 +139,19 @@ def test_both_names_of_the_end_are_ends() -> None:
 )
 def test_failed_blocks_are_those_of_a_set(answer: Any, blocks: tuple[int, ...]) -> None:
     assert calls.failed_blocks(hook(answer)) == blocks
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "right"),
+    [
+        ((0, False), None, True),
+        ((48, True), None, True),
+        ((None, False), None, False),
+        (None, None, False),
+        (7, None, False),
+        ([48, False], None, False),
+        ((48, False), "OSError: gone", False),
+    ],
+)
+def test_an_answer_is_what_did_not_raise_and_was_not_put_off(result: object, error: str | None, right: bool) -> None:
+    assert calls.is_answer(replace(match((0, False)), result=result, error=error)) is right
