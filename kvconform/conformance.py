@@ -53,7 +53,7 @@ class Conformance(Examiner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._demonstrator = Demonstrator(lambda program: self.glance(self.fitted(program)))
+        self._demonstrator = Demonstrator(self._glance)
 
     # -- what the connector can do ---------------------------------------------------------------------------------
 
@@ -132,16 +132,15 @@ class Conformance(Examiner):
         """
         file, _, test = nodeid.partition("::")
         seed = self.config.seed ^ zlib.crc32(f"{file.rpartition('/')[2]}::{test}".encode())
-
-        def glance(program: Program) -> Examination:
-            return self.glance(self.fitted(program))
-
-        def examine(program: Program) -> Examination:
-            return self.examine(self.fitted(program))
-
-        return Explorer(family, frozenset(rules), glance, examine).explore(
+        return Explorer(family, frozenset(rules), self._glance, self._examine).explore(
             Budget(DRAWN[self.config.budget] * family.more, seed)
         )
+
+    def _glance(self, program: Program) -> Examination:
+        return self.glance(self.fitted(program))
+
+    def _examine(self, program: Program) -> Examination:
+        return self.examine(self.fitted(program))
 
     def judge(self, request: pytest.FixtureRequest, family: Family) -> Outcome:
         """Try a family and settle every rule that the test names; findings of other rules are recorded as theirs.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from kvconform.config import RunConfig
 from kvconform.engine.byte_events import WrongBytes
 from kvconform.engine.events import EngineRaised, Unsimulated
 from kvconform.engine.history import History
+from kvconform.engine.model_names import fresh_models
 from kvconform.faults import Setting, StoreFaults
 from kvconform.isolation.leftovers import Leftover, leftovers
 from kvconform.isolation.room import CrashedError, HungError, Room
@@ -31,6 +32,7 @@ from kvconform.scenario.program import Program
 from kvconform.stage import Manner, Stage
 from kvconform.target import Target
 from kvconform.trials.needs import Needs, find, said
+from kvconform.trials.traits import StoreTraits
 
 #: How many scenarios in a row are waited for once more and in vain before the rest of a process' run is spared that.
 PATIENT_IN_VAIN = 5
@@ -48,6 +50,8 @@ class Examiner:
     room: Room | None = None
     #: The vendor's class that breaks the store, in the connector's own process; None where files are broken.
     faults: Callable[[Setting], StoreFaults] | None = None
+    #: What trials have shown of the connector's store, once they are over.
+    traits: StoreTraits = field(default_factory=StoreTraits, init=False)
     #: Plays programs in this process.
     stage: Stage = field(init=False)
     _examined: dict[str, Examination | str] = field(default_factory=dict)
@@ -130,23 +134,16 @@ class Examiner:
         except (Refused, HungError, CrashedError):
             # As the scenarios will show.
             return said(self.config)
-        if self.room is not None:
-            self.room.shown = found.shown
+        self.traits = found.shown
         return found
 
     def _offered(self, program: Program, delay: float, fresh: bool) -> Mapping[str, int]:
         with self.models(fresh=fresh) as models:
             return self.examine_anew(program, Manner(store_delay=delay, models=models)).offered
 
-    @contextlib.contextmanager
-    def models(self, *, fresh: bool) -> Iterator[str]:
+    def models(self, *, fresh: bool) -> AbstractContextManager[str]:
         """A folder for models that have other names than those of all other scenarios; empty for the usual ones."""
-        folder = tempfile.mkdtemp(prefix="kvconform-models-") if fresh else ""
-        try:
-            yield folder
-        finally:
-            if folder:
-                shutil.rmtree(folder, ignore_errors=True)
+        return fresh_models() if fresh else nullcontext("")
 
     def examine_anew(self, program: Program, manner: Manner) -> Examination:
         """As :meth:`glance`, but play it whatever is known of it."""

@@ -37,6 +37,7 @@ from kvconform.report.model import RunReport, build_report, describe_environment
 from kvconform.report.spent import Spent
 from kvconform.target import Target, parse_target
 from kvconform.target_fixtures import RUN_CONFIG, UnusableTargetError
+from kvconform.trials.traits import StoreTraits
 from kvconform.verdicts import RuleResult, Verdict
 
 if TYPE_CHECKING:
@@ -154,9 +155,10 @@ class ConformanceSession:
         self._crashed: list[str] = []
         self._failed: set[str] = set()
         self._loud: set[str] = set()
-        #: By target id: what was said of its capabilities last, and what all tests have said.
+        #: By target id: what was said of it last, and what all tests have said of its capabilities and of its store.
         self._told: dict[str, dict[str, Any]] = {}
         self._shown: dict[str, Shown] = {}
+        self._traits: dict[str, StoreTraits] = {}
         #: By process: what it told of the time it spent; and what this one has told.
         self._spent: dict[int, Spent] = {}
         self._told_time = Spent()
@@ -237,11 +239,15 @@ class ConformanceSession:
         item.user_properties.append((PROPERTY, json.dumps({"type": kind, **entry}, sort_keys=True)))
 
     def _tell_capabilities(self, item: pytest.Item) -> None:
-        """What the connector was seen to be able to do, if a test has learned more of it."""
+        """What the connector was seen to be able to do, and what trials have shown, if a test has learned more."""
         conformance = getattr(item, "funcargs", {}).get("conformance")
         if conformance is None:
             return
-        seen = {"detected": dict(conformance.seen.detected), "exercised": dict(conformance.seen.exercised)}
+        seen = {
+            "detected": dict(conformance.seen.detected),
+            "exercised": dict(conformance.seen.exercised),
+            "traits": asdict(conformance.traits),
+        }
         target = target_of(item)
         if self._told.get(target) != seen:
             self._told[target] = seen
@@ -286,7 +292,9 @@ class ConformanceSession:
         for entry in entries_in(report.user_properties, "unusable"):
             self._unusable.setdefault(entry["target"], entry["sentence"])
         for entry in entries_in(report.user_properties, "capabilities"):
-            self._shown.setdefault(entry["target"], Shown()).add(entry["detected"], entry["exercised"])
+            target = entry["target"]
+            self._shown.setdefault(target, Shown()).add(entry["detected"], entry["exercised"])
+            self._traits[target] = self._traits.get(target, StoreTraits()) | StoreTraits(**entry["traits"])
         if report.when == "teardown":
             for entry in entries_in(report.user_properties, "spent"):
                 by = entry.pop("by")
@@ -316,10 +324,10 @@ class ConformanceSession:
         return self._shown.get(target, Shown()).table(declared)
 
     def trials(self, target: str) -> tuple[str, ...]:
-        """What trials have shown of a target, see :meth:`Spent.trials`."""
+        """What trials have shown of a target's store, in sentences."""
         shown = self._shown.get(target, Shown()).exercised
         loading = any(shown.get(name) for name in ("sync-load", "async-load", "pd"))
-        return sum(self._spent.values(), Spent()).trials(target, loading=loading)
+        return self._traits.get(target, StoreTraits()).sentences(loading=loading)
 
     def _environment(self) -> str:
         config = self._run_config

@@ -13,7 +13,8 @@ from typing import Any
 from kvconform.config import RunConfig
 from kvconform.engine.events import NeverIdle
 from kvconform.engine.history import History
-from kvconform.engine.options import STORE, STRANGER, ConnectorSpec, EngineOptions, below_multi_connector, name_suffix
+from kvconform.engine.model_names import name_suffix
+from kvconform.engine.options import STORE, STRANGER, ConnectorSpec, EngineOptions, below_multi_connector
 from kvconform.engine.protocol import Engine
 from kvconform.engine.router import Router
 from kvconform.faults import Setting, StoreFaults

@@ -66,15 +66,7 @@ class Rooms:
         """Where the time has gone so far."""
         rooms = self._rooms.values()
         waited = 0.0 if self._nursery is None else self._nursery.waited_in_all
-        shown = {room.target.id: room.shown for room in rooms}
-        return Spent(
-            sum(room.played for room in rooms),
-            sum(room.seconds for room in rooms),
-            waited,
-            {target: known.store_delay for target, known in shown.items() if known.store_delay},
-            {target: known.chunk_size for target, known in shown.items() if known.chunk_size is not None},
-            {target: known.outlives for target, known in shown.items() if known.outlives != "no"},
-        )
+        return Spent(sum(room.played for room in rooms), sum(room.seconds for room in rooms), waited)
 
     def close(self) -> None:
         """End all processes."""

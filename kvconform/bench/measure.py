@@ -29,7 +29,8 @@ from kvconform.bench.plan import HYBRID, Case
 from kvconform.config import RunConfig
 from kvconform.engine.events import FINISH_HOOKS
 from kvconform.engine.instrument import describe_error
-from kvconform.engine.options import ConnectorSpec, name_suffix
+from kvconform.engine.model_names import fresh_models, name_suffix
+from kvconform.engine.options import ConnectorSpec
 from kvconform.scenario.program import RequestSpec
 
 #: Rounds of one case: not fewer unless time is up, not more, and no new one beyond these seconds or bytes.
@@ -334,15 +335,14 @@ def measure(connect: Callable[[Path], ConnectorSpec], case: Case, config: RunCon
         config: the run's; no further round is begun once half of its time limit for a scenario is over.
     """
     directory = Path(tempfile.mkdtemp(prefix="kvconform-"))
-    # What one server may have kept of another case is of another model's.
-    models = tempfile.mkdtemp(prefix="kvconform-models-")
     until = time.monotonic() + config.timeout / 2
     busyness = _busyness()
     try:
-        measured = _measured(replace(connect(directory), models=models), case, config, until)
+        # What one server may have kept of another case is of another model's.
+        with fresh_models() as models:
+            measured = _measured(replace(connect(directory), models=models), case, config, until)
     finally:
-        for folder in (directory, models):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
     others = None if busyness is None else busyness.others()
     facts = {
         "threads": torch.get_num_threads(),

@@ -42,11 +42,6 @@ class ConnectorSpec:
     models: str = ""
 
 
-def name_suffix(models: str) -> str:
-    """What the names of models in this folder end with: the part of its own that nobody else has; empty for none."""
-    return "-" + models.rpartition("-")[2] if models else ""
-
-
 def below_multi_connector(connector: ConnectorSpec, sibling: ConnectorSpec, place: Place) -> ConnectorSpec:
     """vLLM's MultiConnector with both as children, in the terms of MultiConnector.__init__ (0.9.2 on)."""
     order = [connector, sibling] if place == "first" else [sibling, connector]

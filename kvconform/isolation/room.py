@@ -24,7 +24,6 @@ from kvconform.scenario.exploration import Refused
 from kvconform.scenario.program import Program
 from kvconform.stage import AT_ONCE, Manner
 from kvconform.target import Target
-from kvconform.trials.needs import Shown
 
 
 class HungError(Exception):
@@ -73,8 +72,6 @@ class Room:
         #: Scenarios that were played to the end, and the seconds that all took.
         self.played = 0
         self.seconds = 0.0
-        #: What trials have shown, once they are over.
-        self.shown = Shown()
         #: The chapter that scenarios are played for, where lines are measured.
         self.context = ""
 

@@ -104,7 +104,7 @@ class RunReport:
     baseline_not_tried: tuple[str, ...] = ()
     #: Where the time went; empty where nothing was played.
     spent: str = ""
-    #: What trials have shown, see :meth:`kvconform.report.spent.Spent.trials`.
+    #: What trials have shown, see :meth:`kvconform.trials.traits.StoreTraits.sentences`.
     trials: tuple[str, ...] = ()
 
     @property

@@ -176,19 +176,28 @@ class Player:
             with contextlib.suppress(*((EngineStopped,) if suppress else ())):
                 engine.shutdown()
 
-    def _begin_step(self) -> tuple[list[Engine], set[str]]:
-        """All engines schedule; which of them have something to execute, and to which requests loads are promised."""
+    def _begin_step(self) -> list[Engine]:
+        """All engines schedule; those that have something to execute."""
         mark = len(self.history.events)
         begun = [engine for engine in self._acting() if engine.begin_step()]
-        promised = {load for event in self.history.events[mark:] for load in _promised_loads(event)}
-        if self._waiting is not None and promised:
+        if self._waiting is not None and self._loads_since(mark):
             self._break(self._waiting)
             self._waiting = None
-        return begun, promised
+        return begun
+
+    def _loads_since(self, mark: int) -> set[str]:
+        """The requests to which loads were promised: the scheduler has told the connector which tokens to load."""
+        return {
+            event.args["request"]
+            for event in self.history.events[mark:]
+            if isinstance(event, HookCall)
+            and event.hook == "update_state_after_alloc"
+            and event.args["num_external_tokens"] > 0
+        }
 
     def _step(self, aborts: tuple[str, ...] = ()) -> bool:
         """One step of every engine; all of them schedule before the first one executes."""
-        begun, _ = self._begin_step()
+        begun = self._begin_step()
         for engine in begun:
             engine.finish_step(aborts)
         return bool(begun)
@@ -196,8 +205,9 @@ class Player:
     def _abort_once_loading(self, request_id: str) -> None:
         """A request to which no load is promised ends by itself."""
         for _ in range(STEPS_TO_A_LOAD):
-            begun, promised = self._begin_step()
-            loading = request_id in promised
+            mark = len(self.history.events)
+            begun = self._begin_step()
+            loading = request_id in self._loads_since(mark)
             for engine in begun:
                 engine.finish_step((request_id,) if loading else ())
             if loading or not begun:
@@ -311,13 +321,6 @@ def _act(engine: Engine, action: Action, *, twin: bool) -> None:
             engine.hold(None if what == "nothing" else what)
         case RepeatHandshake():
             engine.repeat_handshake()
-
-
-def _promised_loads(event: Event) -> tuple[str, ...]:
-    """The request whose tokens the scheduler has told the connector to load, if that is what happened."""
-    if isinstance(event, HookCall) and event.hook == "update_state_after_alloc":
-        return (event.args["request"],) if event.args["num_external_tokens"] > 0 else ()
-    return ()
 
 
 def play(

@@ -32,7 +32,8 @@ for pid in sys.argv[1:]:
 class StoppedServer:
     """Stops the processes that listen on the ports that ``kv_connector_extra_config`` names, and their children.
 
-    A port is a number there, or what stands behind a colon, as in ``"tcp://127.0.0.1:5555"``. A stopped server accepts
+    A port is a number under a key with "port" in its name, or what stands behind a colon, as in
+    ``"tcp://127.0.0.1:5555"``. A stopped server accepts
     connections and answers nothing, as one on a machine that hangs. It is woken up by ``mend``, and if the connector's
     process is killed meanwhile.
     """
@@ -77,17 +78,19 @@ def _children(pid: int) -> list[int]:
     return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
-def _ports(value: Any) -> Iterator[int]:
+def _ports(value: Any, key: str = "") -> Iterator[int]:
+    """Ports of a configuration value that stands under ``key``; a size or a number of seconds is none."""
     match value:
         case bool():
             return
-        case int() if 0 < value < 1 << 16:
+        case int() if 0 < value < 1 << 16 and "port" in key.lower():
             yield value
         case str():
-            yield from (int(port) for port in _PORT.findall(f":{value}" if value.isdigit() else value))
+            text = f":{value}" if value.isdigit() and "port" in key.lower() else value
+            yield from map(int, _PORT.findall(text))
         case Mapping():
-            for entry in value.values():
-                yield from _ports(entry)
+            for name, entry in value.items():
+                yield from _ports(entry, name)
         case list() | tuple():
             for entry in value:
-                yield from _ports(entry)
+                yield from _ports(entry, key)

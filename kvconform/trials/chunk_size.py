@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from kvconform.engine.options import EngineOptions
-from kvconform.kvcache.shape import BLOCK_SIZE, LARGEST_CHUNK, KVCacheShape
+from kvconform.kvcache.shape import BLOCK_SIZE, KVCacheShape
 from kvconform.scenario.family import store_then_reload
 from kvconform.scenario.program import Program
 
@@ -49,4 +49,4 @@ def find_chunk_size(offers: Offers, delays: Sequence[float]) -> int:
         if found and min(found) <= BLOCK_SIZE:
             break
     blocks = -(-min(found, default=0) // BLOCK_SIZE)
-    return min(blocks * BLOCK_SIZE, LARGEST_CHUNK)
+    return blocks * BLOCK_SIZE

@@ -10,7 +10,8 @@ from kvconform.config import RunConfig
 from kvconform.kvcache.shape import BLOCK_SIZE
 from kvconform.scenario.program import Program
 from kvconform.trials import chunk_size, store_delay
-from kvconform.trials.outliving import Outlives, find_outliving
+from kvconform.trials.outliving import find_outliving
+from kvconform.trials.traits import StoreTraits
 
 # Plays a program, waiting so many seconds for what was stored, with a model's name of its own or the one that all
 # scenarios share; request id -> tokens offered.
@@ -21,25 +22,13 @@ _NEW = 1 << 40
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What trials have shown that makes a difference, for the report.
-
-    ``chunk_size`` is None where the connector keeps single blocks, and 0 where it found nothing of any prompt.
-    """
-
-    chunk_size: int | None = None
-    store_delay: float = 0.0
-    outlives: Outlives = "no"
-
-
-@dataclass(frozen=True)
 class Needs:
     """What scenarios have to be like: chunks in tokens, seconds until a store is found, a model's name for each."""
 
     chunk_size: int = BLOCK_SIZE
     store_delay: float = 0.0
     fresh_model_names: bool = False
-    shown: Shown = field(default_factory=Shown)
+    shown: StoreTraits = field(default_factory=StoreTraits)
 
 
 def said(config: RunConfig) -> Needs:

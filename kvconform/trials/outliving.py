@@ -8,10 +8,8 @@ whatever a store keeps is kept for a model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
-#: Not at all; but for models of other names; or for these, too.
-Outlives = Literal["no", "one model", "any model"]
+from kvconform.trials.traits import Outlives
 
 # Plays a trial that has been played before, with a model's name of its own or not; request id -> tokens offered.
 Offers = Callable[[bool], Mapping[str, int]]

@@ -61,11 +61,12 @@ def setting(**extra: Any) -> Setting:
     "named",
     [
         lambda port: {"port": port},
-        lambda port: {"port": str(port)},
+        lambda port: {"lmcache.mp.Port": str(port)},
+        lambda port: {"ports": [port]},
         lambda port: {"server": {"urls": ["tcp://127.0.0.1:1", f"tcp://127.0.0.1:{port}"]}},
         lambda port: {"url": f"http://localhost:{port}/v1"},
     ],
-    ids=["number", "digits", "in a list", "within a URL"],
+    ids=["number", "digits", "one of several", "in a list", "within a URL"],
 )
 def test_the_server_on_a_port_that_the_configuration_names_falls_silent_and_is_woken_up(
     server: int, named: Callable[[int], dict[str, Any]]
@@ -87,6 +88,12 @@ def test_nothing_is_broken_where_no_process_of_this_machine_listens() -> None:
         faults = load_faults(STOPPED, Path())(setting(port=port, size=1 << 20, share=0.5, name="a:b"))
         assert faults.damage("silent", 1) == 0, "this very process is no server"
         faults.mend()
+
+
+def test_a_number_that_is_no_port_stops_nobody(server: int) -> None:
+    faults = load_faults(STOPPED, Path())(setting(chunk_size=server, sizes=[server], name=str(server)))
+    assert faults.damage("silent", 1) == 0
+    assert answers(server)
 
 
 def test_a_server_is_woken_up_when_the_process_that_stopped_it_is_killed(server: int) -> None:

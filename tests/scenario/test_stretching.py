@@ -15,7 +15,7 @@ from kvconform.isolation.codec import dump_program, load_program
 from kvconform.kvcache.shape import LARGEST_CHUNK, KVCacheShape, LayerShape
 from kvconform.scenario import transfer
 from kvconform.scenario.hybrid import WINDOWED
-from kvconform.scenario.identity import LOOK_ALIKES
+from kvconform.scenario.identity import LOOK_ALIKES, LookAlike
 from kvconform.scenario.program import Add, Drain, HandOff, Item, Program, RequestSpec, Restart
 from kvconform.scenario.stretching import stretched
 from kvconform.scenario.wording import program_lines
@@ -77,8 +77,8 @@ def test_what_is_generated_stays_as_long_and_the_next_turn_comes_behind_it() -> 
 
 
 @pytest.mark.parametrize("pair", LOOK_ALIKES, ids=lambda pair: pair.what)
-def test_look_alikes_still_look_alike_and_differ(pair: object) -> None:
-    first, second = request_of(pair.first), request_of(pair.second)  # type: ignore[attr-defined]
+def test_look_alikes_still_look_alike_and_differ(pair: LookAlike) -> None:
+    first, second = request_of(pair.first), request_of(pair.second)
     assert first.prompt_length == second.prompt_length
     assert replace(first, id="second") != replace(second, id="second")
 

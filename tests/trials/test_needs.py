@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ from kvconform.scenario.program import Add, Program
 from kvconform.stage import Manner
 from kvconform.target import Target
 from kvconform.trials import chunk_size, store_delay
-from kvconform.trials.needs import Needs, Shown
+from kvconform.trials.needs import Needs
 from kvconform.trials.outliving import find_outliving
+from kvconform.trials.traits import StoreTraits
 
 TARGET = Target("x:Y", "module", "x", "Y", "x:Y")
 TRIAL, DELAY_TRIAL = chunk_size.trial().name, store_delay.trial().name
@@ -36,9 +38,9 @@ class Trials(Examiner):
         after: float = 0.0,
         outlives: str = "",
         error: Exception | None = None,
-        **settings: object,
+        **settings: Any,
     ) -> None:
-        super().__init__(TARGET, RunConfig(**settings))  # type: ignore[arg-type]
+        super().__init__(TARGET, RunConfig(**settings))
         self.chunk, self.after, self.outlives, self.error = chunk, after, outlives, error
         self.played: list[tuple[str, int, float, bool]] = []
         self.folders: list[str] = []
@@ -74,12 +76,14 @@ class Trials(Examiner):
 def test_a_store_of_single_blocks_in_its_own_folder_needs_nothing() -> None:
     trials = Trials()
     assert trials.needs == Needs()
+    assert trials.traits == StoreTraits()
     assert trials.played == [(TRIAL, 16, 0.0, False), (TRIAL, 16, 0.0, False), (DELAY_TRIAL, 16, 0.0, False)]
 
 
 def test_trials_decide_once_what_programs_of_the_suites_are_like() -> None:
     trials = Trials(chunk=64, after=0.04)
-    assert trials.needs == Needs(64, 0.24, False, Shown(64, 0.24))
+    assert trials.needs == Needs(64, 0.24, False, StoreTraits(64, 0.24))
+    assert trials.traits == StoreTraits(64, 0.24)
     assert {size for name, size, *_ in trials.played if name == DELAY_TRIAL} == {64}, "that trial has chunks, too"
     count = len(trials.played)
     assert trials.fitted(Program("one")).chunk_size == trials.fitted(Program("two")).chunk_size == 64
@@ -93,7 +97,7 @@ def test_a_program_for_another_size_is_left_as_it_is() -> None:
 
 def test_models_get_names_of_their_own_where_the_next_scenario_finds_what_one_has_stored() -> None:
     trials = Trials(outlives="one model")
-    assert trials.needs == Needs(fresh_model_names=True, shown=Shown(outlives="one model"))
+    assert trials.needs == Needs(fresh_model_names=True, shown=StoreTraits(outlives="one model"))
     for name in ("one", "two"):
         trials.glance(Program(name))
     assert [fresh for *_, fresh in trials.played] == [False, False, True, True, True, True]
@@ -103,7 +107,7 @@ def test_models_get_names_of_their_own_where_the_next_scenario_finds_what_one_ha
 
 def test_names_stay_where_another_one_does_not_help() -> None:
     trials = Trials(outlives="any model")
-    assert trials.needs == Needs(shown=Shown(outlives="any model"))
+    assert trials.needs == Needs(shown=StoreTraits(outlives="any model"))
     again = Trials(outlives="any model")
     assert again.needs == trials.needs
     (new,), (newer,) = (set(each.seeds) - {0} for each in (trials, again))
@@ -116,7 +120,7 @@ def test_a_connector_that_makes_up_what_it_offers_remembers_nothing() -> None:
 
 def test_nothing_is_tried_further_where_nothing_is_found() -> None:
     trials = Trials(chunk=1 << 20)
-    assert trials.needs == Needs(shown=Shown(chunk_size=0))
+    assert trials.needs == Needs(shown=StoreTraits(chunk_size=0))
     assert [name for name, *_ in trials.played] == [TRIAL, TRIAL, DELAY_TRIAL, DELAY_TRIAL]
 
 
@@ -130,13 +134,13 @@ def test_the_configuration_goes_before_all_trials(size: int, fresh: bool) -> Non
 
 def test_what_is_configured_holds_in_trials_for_the_rest() -> None:
     trials = Trials(chunk=64, after=0.3, store_delay=0.5, fresh_model_names=True)
-    assert trials.needs == Needs(64, 0.5, True, Shown(64))
+    assert trials.needs == Needs(64, 0.5, True, StoreTraits(64))
     assert trials.played == [(TRIAL, 16, 0.5, True)]
 
 
 def test_what_outlives_a_scenario_is_seen_with_a_configured_size_as_well() -> None:
     trials = Trials(outlives="one model", chunk_size=16, store_delay=0.0)
-    assert trials.needs == Needs(fresh_model_names=True, shown=Shown(outlives="one model"))
+    assert trials.needs == Needs(fresh_model_names=True, shown=StoreTraits(outlives="one model"))
     assert [fresh for *_, fresh in trials.played] == [False, False, True]
 
 

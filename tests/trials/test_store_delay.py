@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,8 +77,8 @@ def test_each_prompt_of_the_trial_is_asked_for_again_right_after_it_was_stored()
 class Trials(Examiner):
     """Finds what was stored when 0.04 s have passed."""
 
-    def __init__(self, error: Exception | None = None, **settings: float) -> None:
-        super().__init__(TARGET, RunConfig(**{"chunk_size": 16, "fresh_model_names": False, **settings}))  # type: ignore[arg-type]
+    def __init__(self, error: Exception | None = None, **settings: Any) -> None:
+        super().__init__(TARGET, RunConfig(**{"chunk_size": 16, "fresh_model_names": False, **settings}))
         self.error = error
         self.manners: list[tuple[str, Manner]] = []
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvconform.engine.instrument import described
-from kvconform.engine.options import ConnectorSpec, EngineOptions, name_suffix
+from kvconform.engine.model_names import name_suffix
+from kvconform.engine.options import ConnectorSpec, EngineOptions
 from kvconform.errors import EngineUnusableError
 from kvconform.kvcache.shape import LARGEST_CHUNK, KVCacheShape
 
