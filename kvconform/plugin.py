@@ -1,7 +1,7 @@
 """pytest hooks of the kit: options, the marker, and switching the rest on.
 
 Without ``--kvconform`` or ``--kvconform-config`` this module is all that is loaded. With them, the hooks that run the
-kit are in :mod:`kvconform.session`. Imports neither torch nor vLLM.
+kit are in :mod:`kvconform.set_up`. Imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def pytest_configure(config: pytest.Config) -> None:
             add = f"{_OPTION}=my.module:MyConnector or {_CONFIG_OPTION}=FILE"
             raise pytest.UsageError(f"{idle} does nothing without a connector: add {add}.")
     else:
-        from kvconform.session import start_session
+        from kvconform.set_up import start_session
 
         start_session(config, run_config)
 
