@@ -1,7 +1,7 @@
 """pytest hooks of the kit: options, the marker, and switching the rest on.
 
-Without ``--kvconform`` or ``--kvconform-config`` this module is all that is loaded. With them, the hooks that run the
-kit are in :mod:`kvconform.set_up`. Imports neither torch nor vLLM.
+Without ``--kvconform`` or ``--kvconform-config`` this module is all that is loaded. With them,
+:mod:`kvconform.set_up` registers the hooks that run the kit. Imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
